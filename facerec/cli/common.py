@@ -1,0 +1,154 @@
+"""What the commands share: options, opening, output, progress. Imports lazily."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from facerec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from facerec.config import Settings
+    from facerec.pipeline import Pipeline
+    from gallery import Gallery
+
+GalleryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gallery", "-g", metavar="DIR", help="The gallery's folder.", show_default=False
+    ),
+]
+PackOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pack",
+        "-p",
+        metavar="NAME|DIR",
+        help="Model pack; default: the gallery's own, else bundled.",
+    ),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="Where the models run.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+FmrOption = Annotated[
+    float | None,
+    typer.Option(
+        "--fmr", metavar="RATE", help="Target false-match rate of one comparison.  [default: 0.001]"
+    ),
+]
+FpirOption = Annotated[
+    float | None,
+    typer.Option(
+        "--fpir",
+        metavar="RATE",
+        help="False-positive rate of one search.",
+    ),
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option("--threshold", metavar="COSINE", help="Cosine threshold, instead of a rate."),
+]
+PersonArgument = Annotated[str, typer.Argument(metavar="NAME", help="A person of the gallery.")]
+
+
+def settings_for(**flags: Any) -> Settings:
+    """The settings in force, under the flags of a command that are not None."""
+    from facerec.config import load_settings
+
+    return load_settings(**flags)
+
+
+def open_all(settings: Settings, *, create: bool = False) -> tuple[Gallery, Pipeline]:
+    """The gallery and the pipeline of its pack, for commands that look at photos."""
+    from gallery.opening import open_with_pack
+
+    return open_with_pack(settings, create=create)
+
+
+def open_gallery(folder: str | None, pack: str | None, device: str | None) -> Gallery:
+    """An existing gallery, for commands that run no model; ``pack``, if given, must be its own."""
+    from gallery import Gallery
+
+    settings = settings_for(gallery=folder, pack=pack, device=device)
+    if settings.pack is None:
+        return Gallery.open(settings.gallery, create=False)
+    from facerec.packs import find_pack
+
+    found = find_pack(settings.pack, search=settings.packs, cache=settings.cache)
+    return Gallery.open(
+        settings.gallery, contract=found.contract, pack_name=found.name, create=False
+    )
+
+
+def print_json(value: Any) -> None:
+    """``value`` on standard output, indented, with letters of every script as they are."""
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def gallery_exists(settings: Settings) -> bool:
+    """Whether there is a folder where the gallery is to be."""
+    return Path(settings.gallery).is_dir()
+
+
+def say(json: bool, value: Any, *lines: str) -> None:
+    """The outcome of a command: ``value`` as JSON, or ``lines``."""
+    if json:
+        print_json(value)
+    else:
+        for line in lines:
+            print(line)
+
+
+def agree(question: str, yes: bool) -> None:
+    """Ask before something that cannot be undone; without a terminal, --yes is needed."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{question} Say so with --yes; this is not a terminal to ask on.")
+    typer.confirm(question, abort=True)
+
+
+class Progress:
+    """A progress bar on standard error, if that is a terminal and there is more than one item.
+
+    Call it with the item that is done, or with how many of how many are.
+    """
+
+    def __init__(self, what: str, total: int | None) -> None:
+        self._what = what
+        self._total = total
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty() and (self._total is None or self._total > 1):
+            from rich import progress
+            from rich.console import Console
+
+            columns = (
+                *progress.Progress.get_default_columns()[:-1],
+                progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(),
+            )
+            self._bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=self._total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: object, total: int | None = None) -> None:
+        if self._bar is None:
+            return
+        if isinstance(done, int) and total is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        else:
+            self._bar.advance(self._task)

@@ -1,0 +1,410 @@
+"""Measure a model pack: LFW's protocol, every pair of its photos, and an open-set search.
+
+What the numbers mean, and how far to trust them, is told in docs/evaluation.md; their text
+form is ``facerec.reporting``. Imports the core and numpy only.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facerec import __version__
+from facerec.errors import ConfigError, ImageError
+from facerec.files import write_atomically
+from facerec.intervals import Interval, ListTooShort, bootstrap_tar, bootstrap_tar_all_pairs
+from facerec.lfw import (
+    PAIRS_FILE,
+    Progress,
+    Protocol,
+    embed_central_faces,
+    find_photos,
+    read_protocol,
+)
+from facerec.metrics import (
+    DECADES,
+    MIN_IMPOSTORS,
+    KFoldAccuracy,
+    OpenSetPoint,
+    OperatingPoint,
+    Scores,
+    allowed_count,
+    auc,
+    cmc,
+    eer,
+    fnir_at_fpir,
+    kfold_accuracy,
+    operating_points,
+    tar_at_fars,
+    threshold_for_fmr,
+)
+from facerec.packs.manifest import Pack, sha256_file
+from facerec.pairs import genuine_subjects, pair_scores, top_impostors
+from facerec.pipeline import Pipeline
+from facerec.types import FloatArray, ThresholdTable
+
+_FPIRS = (1e-1, 1e-2)
+_CMC_RANKS = (1, 5, 10)
+_SEED = 2007
+"""Of the bootstrap: the same scores give the same intervals."""
+_MAX_FAR = 1e-2
+"""Above it, no interval: it would take millions of pairs, for a rate that nobody runs at."""
+_MIN_PEOPLE = 10
+"""Below it, no interval: a bootstrap of so few people says nothing."""
+_CLOSEST = 20
+_PER_DECADE = 60
+"""Points of a curve."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An operating point with the 95 % interval of its FNMR, people resampled; None if too few."""
+
+    point: OperatingPoint
+    fnmr_interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A ROC at given FARs, ascending to (1, 1): steps, not joined; see :func:`metrics.tar_at_fars`.
+
+    genuine, impostor: how many pairs it rests on.
+    """
+
+    far: tuple[float, ...]
+    tar: tuple[float, ...]
+    genuine: int
+    impostor: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Error rates of one set of pairs. ``points``: by falling FMR; some may be unmeasurable."""
+
+    eer: float
+    auc: float
+    points: tuple[Point, ...]
+    curve: Curve
+
+
+@dataclass(frozen=True)
+class OpenSet:
+    """Identification with strangers among the probes, one enrolled photo a person.
+
+    Enrolled: the first photo of everybody who has two or more. Mated probes: their other
+    photos. Strangers: everybody with a single photo. hit_rates: (rank, share of mated
+    probes whose person is among the first ``rank``). A probe without a face finds nobody.
+    """
+
+    enrolled: int
+    hit_rates: tuple[tuple[int, float], ...]
+    points: tuple[OpenSetPoint, ...]
+
+
+@dataclass(frozen=True)
+class ClosePair:
+    """Two photos of different names, and their similarity."""
+
+    photo: str
+    other: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class LfwReport:
+    """What :func:`evaluate_lfw` measured.
+
+    data: the name of the data. missed: photos in which no face was found. protocol: the
+    protocol's own pairs. all_pairs: every pair among the photos. closest: the photos of
+    two names that are most alike, where wrong labels show first. seconds: to find and embed the
+    faces; all else in the report does not depend on the machine, but for rounding.
+    """
+
+    pack: str
+    contract_id: str
+    data: str
+    photos: int
+    people: int
+    missed: tuple[str, ...]
+    accuracy: KFoldAccuracy
+    protocol: Verification
+    all_pairs: Verification
+    open_set: OpenSet | None
+    closest: tuple[ClosePair, ...]
+    seconds: float
+
+    @property
+    def thresholds(self) -> ThresholdTable | None:
+        """The measurable thresholds of ``all_pairs``, for the pack; None if fewer than two."""
+        rows = [p.point for p in self.all_pairs.points if p.point.is_measured]
+        if len(rows) < 2:
+            return None
+        curve = self.all_pairs.curve
+        return ThresholdTable(
+            fmr=tuple(row.fmr for row in rows),
+            cosine=tuple(row.cosine for row in rows),
+            fnmr=tuple(row.fnmr for row in rows),
+            measured_on=(
+                f"{self.data}: every pair among its {self.photos:,} photos of {self.people:,} "
+                f"people, {curve.genuine:,} genuine and {curve.impostor:,} impostor; "
+                f"facerec evaluate lfw DIR --pack {self.pack}"
+            ),
+        )
+
+    def to_json(self) -> str:
+        """Every field as JSON, indented."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False)
+
+
+def evaluate_lfw(
+    pipeline: Pipeline,
+    folder: Path,
+    *,
+    pairs_file: Path | None = None,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    embeddings_file: Path | None = None,
+) -> LfwReport:
+    """Run ``pipeline`` over the photos of LFW, or of any data in its layout, and measure it.
+
+    folder: DIR with DIR/NAME/NAME_0001.jpg. pairs_file: default DIR/pairs.txt.
+    progress(done, total) is called after each batch and may raise to stop; nothing is written
+    then. embeddings_file: an .npz to keep the embeddings in; where it exists and was
+    made by the same pack, version of facerec and list of photos, they are read instead of
+    computed. Raises ConfigError for a protocol, folder or embeddings file that is wrong, and
+    ImageError for a photo that cannot be read.
+    """
+    if embeddings_file is not None and not embeddings_file.absolute().parent.is_dir():
+        raise ConfigError(f"{embeddings_file}: no such folder; make it first")
+    protocol = read_protocol(pairs_file or folder / PAIRS_FILE)
+    paths = find_photos(protocol, folder)
+    key = _embeddings_key(pipeline.pack, protocol)
+    if embeddings_file is not None and embeddings_file.exists():
+        embeddings, found, seconds = _load_embeddings(embeddings_file, key)
+    else:
+        began = time.perf_counter()
+        embeddings, found = embed_central_faces(
+            pipeline, paths, batch_size=batch_size, progress=progress
+        )
+        seconds = time.perf_counter() - began
+        if embeddings_file is not None:
+            _save_embeddings(embeddings_file, key, embeddings, found, seconds)
+    return assess(
+        protocol,
+        embeddings,
+        found,
+        pack=pipeline.pack.name,
+        contract_id=pipeline.contract.contract_id,
+        data="LFW View 2" if protocol.is_lfw_view_2 else f"{folder.resolve().name} (LFW layout)",
+        seconds=seconds,
+    )
+
+
+def assess(
+    protocol: Protocol,
+    embeddings: FloatArray,
+    found: NDArray[np.bool_],
+    *,
+    pack: str,
+    contract_id: str,
+    data: str,
+    seconds: float,
+) -> LfwReport:
+    """The report on embeddings (n, d) of ``protocol.photos``; rows without ``found`` are ignored.
+
+    A photo without a face matches nobody: every pair with it has similarity -1. A genuine
+    pair thereby counts as an error and an impostor pair as rightly refused, as in use.
+    Raises ImageError where too few faces were found to measure anything.
+    """
+    rows = np.asarray(embeddings, dtype=np.float32)
+    if rows.ndim != 2 or len(rows) != len(protocol.photos) or found.shape != (len(rows),):
+        raise ValueError(f"expected (n, d), (n,) for {len(protocol.photos)} photos: {rows.shape}")
+    labels = protocol.labels
+    if len(np.unique(labels[found])) < 2:
+        raise ImageError(
+            f"{data}: faces of {len(np.unique(labels[found]))} people were found in "
+            f"{len(rows):,} photos; nothing can be compared"
+        )
+    left, right = protocol.left, protocol.right
+    scores = np.einsum("ij,ij->i", rows[left], rows[right]).clip(-1, 1)
+    scores[~(found[left] & found[right])] = -1
+    names = [f"{name}_{number:04d}" for name, number in protocol.photos]
+    return LfwReport(
+        pack=pack,
+        contract_id=contract_id,
+        data=data,
+        photos=len(rows),
+        people=int(labels.max()) + 1,
+        missed=tuple(np.array(names)[~found].tolist()),
+        accuracy=kfold_accuracy(scores, protocol.same, protocol.fold),
+        protocol=_verify_protocol(protocol, scores, labels),
+        all_pairs=_verify_all_pairs(rows, found, labels),
+        open_set=_open_set(rows, found, labels),
+        closest=_closest(rows[found], labels[found], np.array(names)[found].tolist()),
+        seconds=seconds,
+    )
+
+
+def _verify_protocol(
+    protocol: Protocol, scores: FloatArray, labels: NDArray[np.int64]
+) -> Verification:
+    """The protocol's own pairs. FARs that allow no impostor at all are left out."""
+    same = protocol.same
+    genuine, impostor = scores[same], scores[~same]
+    pairs = np.stack((labels[protocol.left], labels[protocol.right]), axis=1)
+    fars = [far for far in DECADES if allowed_count(len(impostor), far) > 0]
+    intervals: tuple[Interval, ...] = ()
+    if len(np.unique(labels)) >= _MIN_PEOPLE:
+        intervals = bootstrap_tar(
+            genuine,
+            impostor,
+            fars,
+            genuine_subjects=pairs[same, 0],
+            impostor_subjects=pairs[~same],
+            seed=_SEED,
+        )
+    return _verification(genuine, impostor, fars, dict(zip(fars, intervals, strict=False)))
+
+
+def _verify_all_pairs(
+    rows: FloatArray, found: NDArray[np.bool_], labels: NDArray[np.int64]
+) -> Verification:
+    """Every pair among the photos; genuine pairs with a missed face are lost, at -1."""
+    rows, seen = rows[found], labels[found]
+    genuine, impostor = pair_scores(rows, seen)
+    lost = np.bincount(genuine_subjects(labels), minlength=labels.max() + 1)
+    lost -= np.bincount(genuine_subjects(seen), minlength=labels.max() + 1)
+    genuine = np.concatenate((genuine, np.full(lost.sum(), -1, np.float32)))
+    subjects = np.concatenate((genuine_subjects(seen), np.repeat(np.arange(len(lost)), lost)))
+
+    def bootstrap(threshold: float) -> tuple[Interval, ...]:
+        top = top_impostors(rows, seen, threshold)
+        return bootstrap_tar_all_pairs(genuine, subjects, top, fars, seed=_SEED)
+
+    count = len(impostor)
+    fars = [f for f in DECADES if f <= _MAX_FAR and allowed_count(count, f) >= MIN_IMPOSTORS]
+    intervals: tuple[Interval, ...] = ()
+    if fars and len(np.unique(labels)) >= _MIN_PEOPLE:
+        try:
+            intervals = bootstrap(threshold_for_fmr(impostor, 2 * max(fars)))
+        except ListTooShort:  # few people have most of the photos
+            intervals = bootstrap(-1)
+    return _verification(genuine, impostor, DECADES, dict(zip(fars, intervals, strict=False)))
+
+
+def _verification(
+    genuine: Scores, impostor: Scores, fars: Sequence[float], tars: dict[float, Interval]
+) -> Verification:
+    grid = 10 ** -np.arange(1 / _PER_DECADE, math.log10(len(impostor)), 1 / _PER_DECADE)[::-1]
+    curve = tar_at_fars(genuine, impostor, grid)
+    points = []
+    for point in operating_points(genuine, impostor, fars):
+        tar = tars.get(point.fmr)
+        fnmr = tar and Interval(1 - tar.high, 1 - tar.low, tar.confidence)
+        points.append(Point(point, fnmr))
+    return Verification(
+        eer=eer(genuine, impostor),
+        auc=auc(genuine, impostor),
+        points=tuple(points),
+        curve=Curve(
+            far=(*(round(float(f), 9) for f in grid), 1.0),
+            tar=(*(round(float(t), 6) for t in curve), 1.0),
+            genuine=len(genuine),
+            impostor=len(impostor),
+        ),
+    )
+
+
+def _closest(
+    rows: FloatArray, labels: NDArray[np.int64], names: list[str]
+) -> tuple[ClosePair, ...]:
+    _, impostor = pair_scores(rows, labels)
+    at = max(0, len(impostor) - _CLOSEST)
+    top = top_impostors(rows, labels, float(np.partition(impostor, at)[at]))
+    return tuple(
+        ClosePair(names[a], names[b], float(score))
+        for score, (a, b) in zip(top.scores[:_CLOSEST], top.rows, strict=False)
+    )
+
+
+def _open_set(
+    rows: FloatArray, found: NDArray[np.bool_], labels: NDArray[np.int64]
+) -> OpenSet | None:
+    """See :class:`OpenSet`; None where nobody can be enrolled and probed, or all can."""
+    single = np.bincount(labels)[labels] == 1
+    candidates = np.flatnonzero(~single & found)
+    people, first = np.unique(labels[candidates], return_index=True)
+    enrolled = candidates[first]
+    mated = np.flatnonzero(~single & np.isin(labels, people))
+    mated = np.setdiff1d(mated, enrolled)
+    strangers = np.flatnonzero(single)
+    if not len(mated) or not len(strangers):
+        return None
+    similarity = np.where(found[mated, None], rows[mated] @ rows[enrolled].T, -np.inf)
+    top = similarity.argmax(axis=1)
+    of_strangers = (rows[strangers] @ rows[enrolled].T).max(axis=1)
+    of_strangers[~found[strangers]] = -np.inf
+    ranks = cmc(similarity, labels[mated], people, max(_CMC_RANKS))
+    return OpenSet(
+        enrolled=len(enrolled),
+        hit_rates=tuple((rank, float(ranks[rank - 1])) for rank in _CMC_RANKS),
+        points=tuple(
+            fnir_at_fpir(similarity.max(axis=1), people[top] == labels[mated], of_strangers, fpir)
+            for fpir in _FPIRS
+            if allowed_count(len(strangers), fpir) >= MIN_IMPOSTORS
+        ),
+    )
+
+
+def _embeddings_key(pack: Pack, protocol: Protocol) -> str:
+    """What the embeddings of a run depend on, as one comparable text."""
+    detector = pack.manifest.detector
+    return json.dumps(
+        {
+            "facerec": __version__,
+            "contract": pack.contract.contract_id,
+            "detector": detector.sha256 or sha256_file(pack.detector_path),
+            "settings": [
+                detector.kind,
+                detector.max_side,
+                detector.score_threshold,
+                detector.nms_iou,
+            ],
+            "photos": protocol.sha256,
+        }
+    )
+
+
+def _save_embeddings(
+    path: Path, key: str, embeddings: FloatArray, found: NDArray[np.bool_], seconds: float
+) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, key=np.array(key), embeddings=embeddings, found=found, seconds=seconds)
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as exc:
+        raise ConfigError(f"{path}: the embeddings cannot be written: {exc}") from exc
+
+
+def _load_embeddings(path: Path, key: str) -> tuple[FloatArray, NDArray[np.bool_], float]:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            stored = str(data["key"])
+            result = data["embeddings"], data["found"], float(data["seconds"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as exc:
+        raise ConfigError(f"{path}: not a file of embeddings: {exc}; remove it") from exc
+    if stored != key:
+        raise ConfigError(
+            f"{path}: made by another pack, version of facerec or list of photos; remove it or "
+            f"name another file (it says {stored}, this run is {key})"
+        )
+    return result

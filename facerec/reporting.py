@@ -1,0 +1,155 @@
+"""An evaluation as text, and its thresholds into a pack. Imports the core, numpy and tomlkit.
+
+The picture of it is ``facerec.plots``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tomlkit
+from tomlkit.exceptions import ParseError
+
+from facerec.errors import ModelError
+from facerec.evaluation import LfwReport, Point, Verification
+from facerec.files import write_atomically
+from facerec.metrics import MIN_IMPOSTORS
+from facerec.packs.manifest import MANIFEST_NAME, PackManifest
+from facerec.types import ThresholdTable
+
+_NAMED_PHOTOS = 10
+_CLOSEST = 5
+
+
+def format_table(report: LfwReport) -> str:
+    """The report for a terminal: plain text, under 90 columns, no trailing newline."""
+    accuracy = report.accuracy
+    lines = [
+        f"{report.data} with pack {report.pack} (contract {report.contract_id})",
+        (
+            f"{report.photos:,} photos of {report.people:,} people in {report.seconds:.0f} s; "
+            f"no face in {_missed(report.missed)}"
+        ),
+        "",
+        (
+            f"accuracy  {_percent(accuracy.mean)} ± {_percent(accuracy.std)} % "
+            f"(standard deviation over {len(accuracy.per_fold)} folds; "
+            f"standard error {_percent(accuracy.stderr)})"
+        ),
+        "folds     " + " ".join(_percent(fold) for fold in accuracy.per_fold),
+        "",
+        *_verification("The protocol's pairs", report.protocol),
+        "",
+        *_verification("Every pair among the photos", report.all_pairs),
+        "",
+        "Most alike under two names (a wrong label, or the hardest strangers):",
+        *(f"{pair.cosine:.4f}  {pair.photo}  {pair.other}" for pair in report.closest[:_CLOSEST]),
+    ]
+    if report.open_set is not None:
+        ranks = ", ".join(f"rank {r} {_percent(rate)} %" for r, rate in report.open_set.hit_rates)
+        lines += ["", f"Open set: {report.open_set.enrolled:,} people enrolled, one photo each"]
+        lines += [f"enrolled people found, whatever the similarity: {ranks}"]
+        rows = [
+            (
+                f"{p.fpir:g}",
+                f"{p.threshold:.4f}",
+                f"{_percent(p.fnir)} %",
+                f"{p.misses:,} of {p.mated:,}",
+                f"{p.false_positives:,} of {p.nonmated:,}",
+            )
+            for p in report.open_set.points
+        ]
+        lines += _columns(("FPIR", "cosine", "FNIR", "missed", "strangers matched"), rows)
+    return "\n".join(lines)
+
+
+def _missed(names: Sequence[str]) -> str:
+    if not names:
+        return "none"
+    more = f" and {len(names) - _NAMED_PHOTOS:,} more" if len(names) > _NAMED_PHOTOS else ""
+    return f"{len(names):,}: {', '.join(names[:_NAMED_PHOTOS])}{more}"
+
+
+def _verification(title: str, result: Verification) -> list[str]:
+    head = ("FMR", "cosine", "FNMR", "95 % interval", "TAR", "impostors at or above")
+    title = f"{title}: {result.curve.genuine:,} genuine, {result.curve.impostor:,} impostor"
+    rows = [_point(p) for p in result.points]
+    lines = [title, f"EER {_percent(result.eer)} %, AUC {result.auc:.5f}", *_columns(head, rows)]
+    if any(not p.point.is_measured for p in result.points):
+        lines.append(f"* not measured: fewer than {MIN_IMPOSTORS} impostor pairs may lie above")
+    return lines
+
+
+def _point(row: Point) -> tuple[str, ...]:
+    p, interval = row.point, row.fnmr_interval
+    return (
+        f"{p.fmr:.0e}".replace("e-0", "e-") + ("" if p.is_measured else "*"),
+        f"{p.cosine:.4f}",
+        f"{_percent(p.fnmr)} %",
+        f"{_percent(interval.low)} to {_percent(interval.high)} %" if interval else "",
+        f"{_percent(1 - p.fnmr)} %",
+        f"{p.impostors_above:,}",
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    table = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
+
+
+def write_thresholds(
+    pack_folder: Path, table: ThresholdTable, *, lfw_accuracy: float | None = None
+) -> None:
+    """Put ``table`` into the pack's pack.toml as ``[thresholds]``; all else there stays as it is.
+
+    lfw_accuracy: written too, if given. Comments and order of the file are kept; it is
+    replaced in one step, and only by a manifest that reads back as meant. Raises ModelError
+    for a folder without a valid pack.toml, or one that cannot be written.
+    """
+    path = pack_folder / MANIFEST_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+        PackManifest.parse(text, str(path))
+        document = tomlkit.parse(text)
+    except (OSError, UnicodeDecodeError, ParseError) as exc:
+        raise ModelError(f"{path}: cannot be read: {exc}") from exc
+    section = tomlkit.table()
+    section["measured_on"] = table.measured_on
+    section["fmr"] = list(table.fmr)
+    section["cosine"] = [_fewest_digits(cosine) for cosine in table.cosine]
+    section["fnmr"] = [round(fnmr, 6) for fnmr in table.fnmr]
+    document["thresholds"] = section
+    if lfw_accuracy is not None:
+        document["lfw_accuracy"] = round(lfw_accuracy, 5)
+    result = tomlkit.dumps(document)
+    PackManifest.parse(result, str(path))
+    try:
+        write_atomically(path, result.encode())
+    except OSError as exc:
+        raise ModelError(
+            f"{path}: the thresholds cannot be written: {exc}. Copy the pack to a folder of "
+            "yours and name that folder as the pack."
+        ) from exc
+
+
+def _fewest_digits(cosine: float) -> float:
+    """The shortest decimal that decides every float32 similarity as ``cosine`` does.
+
+    It may not exceed ``cosine`` (float64 comparisons) and rounds to it in float32.
+    """
+    for digits in range(4, 17):
+        shorter: float = math.floor(cosine * 10**digits) / 10**digits
+        if shorter <= cosine and np.float32(shorter) == np.float32(cosine):
+            return shorter
+    return cosine

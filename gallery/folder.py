@@ -1,0 +1,50 @@
+"""The folder of a gallery: whether one may be made there. Imports the core and sqlite's names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from facerec.errors import GalleryError
+from facerec.types import EmbeddingContract
+from gallery.sqlite import DB_NAME
+
+
+def is_there(db: Path) -> bool:
+    """Whether there is a file ``db``. Raises GalleryError where one may not look."""
+    try:
+        return db.exists()
+    except OSError as exc:
+        raise GalleryError(f"{db}: cannot be read ({exc.strerror or exc})") from exc
+
+
+def permit_creation(
+    folder: Path, contract: EmbeddingContract | None, create: bool
+) -> EmbeddingContract:
+    """The contract of a gallery to be made in ``folder``. Raises GalleryError if none may be."""
+    if folder.exists() and not folder.is_dir():
+        raise GalleryError(f"{folder}: a gallery is a folder, and this is a file")
+    if not create or contract is None:
+        raise GalleryError(
+            f"{folder}: there is no gallery here. Enrol someone to make one, or name the "
+            "folder of another."
+        )
+    try:
+        others = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    except OSError as exc:
+        raise GalleryError(f"{folder}: cannot be read ({exc.strerror or exc})") from exc
+    # A volume may come with hidden files or lost+found; a process that died leaves hidden ones.
+    others = [name for name in others if not name.startswith(".") and name != "lost+found"]
+    if others and DB_NAME not in others:  # else another process is making it just now
+        raise GalleryError(
+            f"{folder}: the folder holds {others[0]!r} but no {DB_NAME}. Choose an empty "
+            "folder, or restore the database of the gallery that was here."
+        )
+    return contract
+
+
+def make_folder(folder: Path) -> None:
+    """With its parents. Raises GalleryError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as exc:
+        raise GalleryError(f"{folder}: cannot be made ({exc})") from exc

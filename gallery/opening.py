@@ -1,0 +1,66 @@
+"""From settings to an open gallery and the pipeline that its contract asks for.
+
+Imports the core and this package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from facerec.config import Settings
+from facerec.errors import GalleryError
+from facerec.packs import Pack, find_pack
+from facerec.pipeline import Pipeline
+from gallery.gallery import Gallery
+
+DEFAULT_PACK = "bundled"
+
+
+def choose_pack(settings: Settings) -> Pack:
+    """The pack that was asked for, else the one that the gallery was made with, else bundled.
+
+    Raises ModelError for a pack that is not there, GalleryError and StoreCorrupt for a
+    gallery that does not open.
+    """
+    name = settings.pack or _pack_of(Path(settings.gallery)) or DEFAULT_PACK
+    return find_pack(name, search=settings.packs, cache=settings.cache)
+
+
+def load_pipeline(settings: Settings) -> Pipeline:
+    """The pipeline of :func:`choose_pack` on the settings' device."""
+    return Pipeline.load(choose_pack(settings), device=settings.device, threads=settings.threads)
+
+
+def open_with_pack(settings: Settings, *, create: bool = False) -> tuple[Gallery, Pipeline]:
+    """The settings' gallery and its pipeline, of one contract.
+
+    create: make the gallery where there is none. The gallery is opened first, since it is
+    the quicker to fail. Raises ContractMismatch where the pack asked for is not the gallery's.
+    """
+    pack = choose_pack(settings)
+    gallery = Gallery.open(
+        settings.gallery,
+        contract=pack.contract,
+        thresholds=pack.thresholds,
+        pack_name=pack.name,
+        create=create,
+    )
+    try:
+        pipeline = Pipeline.load(pack, device=settings.device, threads=settings.threads)
+    except BaseException:
+        gallery.close()
+        raise
+    return gallery, pipeline
+
+
+def _pack_of(folder: Path) -> str | None:
+    """The pack that the gallery in ``folder`` was made with; None where there is no gallery."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    try:
+        with Gallery.open(folder, create=False) as gallery:
+            return gallery.pack_name
+    except GalleryError:
+        if (folder / "gallery.db").exists():
+            raise
+        return None  # not a gallery: opening it to write says so better
