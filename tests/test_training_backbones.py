@@ -139,16 +139,23 @@ def test_preprocessing_is_pixel_less_mean_times_scale() -> None:
 @pytest.mark.parametrize("name", TRAINABLE_SMALL)
 @pytest.mark.parametrize("dim", [2, 128])
 def test_gradients_reach_every_parameter(name: str, dim: int) -> None:
+    torch.manual_seed(0)
     backbone = create_backbone(name, dim, **SMALL)
     out = backbone(backbone.preprocessing.apply(chips(4, 32)))
     assert out.shape == (4, dim) and out.dtype == torch.float32
     (out * torch.randn(4, dim)).sum().backward()
     frozen = {n for n, p in backbone.named_parameters() if not p.requires_grad}
     assert frozen == {"embedding.norm.weight"}
+    # Batch normalisation takes the mean away, so a bias just before it has no gradient but rounding
+    # (seen: exactly zero, or 1e-8).
+    undone = {"embedding.fc.bias"}
     for name_, parameter in backbone.named_parameters():
         if name_ not in frozen:
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name_
-            assert parameter.grad.abs().max() > 0, name_
+            if name_ in undone:
+                assert parameter.grad.abs().max() < 1e-5, name_
+            else:
+                assert parameter.grad.abs().max() > 0, name_
 
 
 @pytest.mark.parametrize("name", [*TRAINABLE_SMALL, "dlib_resnet29"])
