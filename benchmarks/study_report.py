@@ -1,0 +1,567 @@
+"""Tables and pictures of the experiments that benchmarks/study.py has finished.
+
+    python benchmarks/study_report.py --work study                     # tables, as Markdown
+    python benchmarks/study_report.py --work study --images docs/images
+
+A difference between two losses is averaged over the seeds they share, and judged twice: by a
+t-interval over the seeds (which training run), and by a bootstrap over the test people (which
+faces), both 95 %. Only where neither holds zero does the table call it one. The bootstrap draws
+the same people for every network (the vertex bootstrap, see ``facerec.intervals``), and finds each
+network's threshold anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.study import (  # noqa: E402 - the repository's root must be on the path first
+    ALPHAS,
+    FINETUNE,
+    LOSSES,
+    MARGINS,
+    PLANE,
+    QUEUE,
+    QUEUES,
+    SCALE,
+    SIGMAS,
+    slug,
+)
+
+FAR = "0.001"
+REPLICATES = 300
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+"""Student's t by degrees of freedom."""
+BLUE, ORANGE, GREEN, INK, GRID = "#1f5fa8", "#d9771c", "#2f8f5b", "#222222", "#d9d9d9"
+COLOURS = ("#1f5fa8", "#d9771c", "#2f8f5b", "#b23a48", "#7a4fa3", "#8a6d3b", "#4f9fb8", "#555555")
+
+Result = dict[str, Any]
+
+
+def results(work: Path) -> dict[str, Result]:
+    """By name, those that are finished."""
+    found = [json.loads(p.read_text()) for p in sorted((work / "results").glob("*.json"))]
+    return {r["name"]: r for r in found}
+
+
+class Replicates:
+    """TAR at FAR 1e-3 of each network in each bootstrap sample of the test people."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self._known: dict[str, np.ndarray] = {}
+
+    def __call__(self, name: str) -> np.ndarray:
+        """(REPLICATES,) float64, sample i of the same people for every network."""
+        if name not in self._known:
+            cache = self.work / "bootstrap" / f"{slug(name)}.npy"
+            if not cache.exists():
+                cache.parent.mkdir(exist_ok=True)
+                with np.load(self.work / "embeddings" / f"{slug(name)}.npz") as data:
+                    np.save(cache, bootstrapped(data["rows"], data["labels"]))
+            self._known[name] = np.load(cache)
+        return self._known[name]
+
+
+def bootstrapped(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """TAR at FAR 1e-3 in each sample of people, the threshold found anew."""
+    from facerec.metrics import allowed_count, threshold_for_fmr
+    from facerec.pairs import genuine_subjects, pair_scores, top_impostors
+
+    unit = rows.astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    genuine, impostor = pair_scores(unit, labels)
+    top = top_impostors(unit, labels, threshold_for_fmr(impostor, 4 * float(FAR)))
+    who = np.searchsorted(top.people, genuine_subjects(labels))
+    left, right = np.searchsorted(top.people, top.subjects).T
+    rng = np.random.default_rng(0)
+    tars = []
+    for _ in range(REPLICATES):
+        weight = np.bincount(rng.integers(0, len(top.people), len(top.people)))
+        weight = np.pad(weight, (0, len(top.people) - len(weight)))
+        drawn = weight * top.photos
+        total = (int(drawn.sum()) ** 2 - int((drawn**2).sum())) // 2
+        reached = np.cumsum(weight[left] * weight[right])
+        at = int(np.searchsorted(reached, allowed_count(total, float(FAR)), side="right"))
+        if at == len(top.scores):
+            raise ValueError("the list of top impostors is too short")
+        of_genuine = weight[who]
+        tars.append(of_genuine[genuine > top.scores[at]].sum() / of_genuine.sum())
+    return np.array(tars)
+
+
+# Tables.
+
+
+def heads_of(found: dict[str, Result]) -> dict[tuple[str, int], list[Result]]:
+    """The heads' results by (loss, queue), seeds in order."""
+    groups: dict[tuple[str, int], list[Result]] = defaultdict(list)
+    for result in found.values():
+        if result["group"] == "heads":
+            recipe = result["recipe"]
+            groups[recipe["head"]["name"], recipe["broadface"]["queue_size"]].append(result)
+    for group in groups.values():
+        group.sort(key=lambda r: r["recipe"]["run"]["seed"])
+    return groups
+
+
+def percent(values: Sequence[float]) -> str:
+    """Mean and, of several, standard deviation, in percent."""
+    mean = 100 * float(np.mean(values))
+    if len(values) < 2:
+        return f"{mean:.1f}"
+    return f"{mean:.1f} ± {100 * float(np.std(values, ddof=1)):.1f}"
+
+
+def tar(result: Result) -> float:
+    value: float = result["test"]["tar"][FAR]
+    return value
+
+
+def heads_table(groups: dict[tuple[str, int], list[Result]]) -> list[str]:
+    lines = [
+        "| loss | BroadFace | TAR at FAR 1e-2 | at 1e-3 | over people | EER | LFW | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for loss in LOSSES:
+        for queue in (0, QUEUE):
+            group = groups.get((loss, queue), [])
+            if not group:
+                continue
+            low, high = np.mean([r["test"]["interval"][FAR] for r in group], axis=0)
+            lines.append(
+                f"| `{loss}` | {f'Q = {queue:,}' if queue else ''} | "
+                f"{percent([r['test']['tar']['0.01'] for r in group])} | "
+                f"{percent([tar(r) for r in group])} | {100 * low:.1f} to {100 * high:.1f} | "
+                f"{percent([r['test']['eer'] for r in group])} | "
+                f"{percent([r['lfw']['accuracy'] for r in group])} | {len(group)} |"
+            )
+    return lines
+
+
+def difference(
+    left: list[Result], right: list[Result], replicates: Replicates
+) -> tuple[float, float, tuple[float, float], bool] | None:
+    """right - left in points: mean, t half-width over seeds, interval over people, and whether
+    both exclude zero. None without two common seeds."""
+    by_seed = {r["recipe"]["run"]["seed"]: r for r in left}
+    pairs = [(by_seed[s], r) for r in right if (s := r["recipe"]["run"]["seed"]) in by_seed]
+    if len(pairs) < 2:
+        return None
+    seeds = 100 * np.array([tar(b) - tar(a) for a, b in pairs])
+    half = T_975[len(seeds) - 1] * float(seeds.std(ddof=1)) / math.sqrt(len(seeds))
+    changes = [replicates(b["name"]) - replicates(a["name"]) for a, b in pairs]
+    people = 100 * np.mean(changes, axis=0)
+    low, high = np.percentile(people, (2.5, 97.5))
+    mean = float(seeds.mean())
+    both = abs(mean) > half and (low > 0 or high < 0)
+    return mean, half, (float(low), float(high)), bool(both)
+
+
+def differences_table(
+    groups: dict[tuple[str, int], list[Result]], replicates: Replicates
+) -> list[str]:
+    lines = [
+        "| compared | difference, points | over seeds | over people | holds |",
+        "|---|---|---|---|---|",
+    ]
+    comparisons: list[tuple[str, tuple[str, int], tuple[str, int]]] = [
+        (f"`{loss}`: with BroadFace − without", (loss, 0), (loss, QUEUE)) for loss in LOSSES
+    ]
+    comparisons += [
+        (f"`{loss}` − `arcface`", ("arcface", 0), (loss, 0)) for loss in LOSSES if loss != "arcface"
+    ]
+    comparisons += [
+        (f"`elastic-{kind}{plus}` − `{kind}face`", (f"{kind}face", 0), (f"elastic-{kind}{plus}", 0))
+        for kind in ("cos",)
+        for plus in ("", "+")
+    ]
+    for label, left, right in comparisons:
+        if not (groups.get(left) and groups.get(right)):
+            continue
+        judged = difference(groups[left], groups[right], replicates)
+        if judged is None:
+            continue
+        mean, half, (low, high), holds = judged
+        lines.append(
+            f"| {label} | {mean:+.1f} | {mean - half:+.1f} to {mean + half:+.1f} | "
+            f"{low:+.1f} to {high:+.1f} | {'yes' if holds else 'no'} |"
+        )
+    return lines
+
+
+def queue_points(found: dict[str, Result]) -> dict[tuple[int, bool], list[Result]]:
+    """ArcFace's results by (queue size, compensated); 0 is the plain head."""
+    points: dict[tuple[int, bool], list[Result]] = defaultdict(list)
+    for result in found.values():
+        recipe = result["recipe"]
+        if result["group"] in ("heads", "queue") and recipe["head"]["name"] == "arcface":
+            points[recipe["broadface"]["queue_size"], recipe["broadface"]["compensate"]].append(
+                result
+            )
+    return points
+
+
+def queue_table(points: dict[tuple[int, bool], list[Result]]) -> list[str]:
+    lines = ["| queue | compensated: TAR at FAR 1e-3 | LFW | not: TAR at FAR 1e-3 | LFW |"]
+    lines.append("|---|---|---|---|---|")
+    for queue in (0, *QUEUES):
+        cells = []
+        for compensate in (True, False):
+            group = points.get((queue, compensate if queue else True), [])
+            cells += [
+                percent([tar(r) for r in group]) if group else "",
+                percent([r["lfw"]["accuracy"] for r in group]) if group else "",
+            ]
+        lines.append(f"| {queue:,} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def sweep_grid(found: dict[str, Result]) -> np.ndarray:
+    """(margins, sigmas) TAR at FAR 1e-3 of seed 0; NaN where there is none yet."""
+    grid = np.full((len(MARGINS), len(SIGMAS)), np.nan)
+    for result in found.values():
+        head, run = result["recipe"]["head"], result["recipe"]["run"]
+        plain = result["recipe"].get("broadface", {}).get("queue_size", 0) == 0
+        if result["group"] not in ("heads", "sweep") or head["name"] != "elastic-cos":
+            continue
+        if plain and run["seed"] == 0 and head["margin"] in MARGINS and head["sigma"] in SIGMAS:
+            grid[MARGINS.index(head["margin"]), SIGMAS.index(head["sigma"])] = tar(result)
+    return grid
+
+
+def sweep_table(grid: np.ndarray) -> list[str]:
+    lines = ["| m \\ sigma | " + " | ".join(f"{s:g}" for s in SIGMAS) + " |"]
+    lines.append("|---" * (len(SIGMAS) + 1) + "|")
+    for margin, row in zip(MARGINS, grid, strict=True):
+        cells = ("" if np.isnan(v) else f"{100 * v:.1f}" for v in row)
+        lines.append(f"| {margin:g} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def finetune_of(found: dict[str, Result]) -> dict[str, list[dict[str, Any]]]:
+    """The path from base to result of each fine-tuning run, by its label."""
+    return {
+        label: found[f"finetune {label}"]["path"]
+        for label in FINETUNE
+        if f"finetune {label}" in found
+    }
+
+
+def chosen(path: list[dict[str, Any]], folds: Sequence[int] = range(5)) -> dict[str, Any]:
+    """The point that the selection people and half of LFW choose: the best TAR on the former
+    among those that lose at most 0.3 points on the latter."""
+    guard = [float(np.mean([p["lfw"]["folds"][f] for f in folds])) for p in path]
+    allowed = [p for p, g in zip(path, guard, strict=True) if g >= guard[0] - 0.003]
+    return max(allowed, key=lambda p: p["select"]["tar"][FAR])
+
+
+def finetune_table(paths: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = [
+        "| trained with | alpha | TAR at FAR 1e-2 | at 1e-3 | interval | gain | LFW | change | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for label, path in paths.items():
+        base, best = path[0], chosen(path)
+        for point in path:
+            if point["alpha"] not in (0.0, 0.3, 0.5, 0.7, 1.0) and point is not best:
+                continue
+            test, accuracy = point["test"], point["lfw"]["accuracy"]
+            low, high = test["interval"][FAR]
+            lines.append(
+                f"| {label} | {point['alpha']:g} | {100 * test['tar']['0.01']:.1f} | "
+                f"{100 * test['tar'][FAR]:.1f} | {100 * low:.1f} to {100 * high:.1f} | "
+                f"{100 * (test['tar'][FAR] - base['test']['tar'][FAR]):+.1f} | "
+                f"{100 * accuracy:.2f} ± {100 * point['lfw']['std']:.2f} | "
+                f"{100 * (accuracy - base['lfw']['accuracy']):+.2f} | "
+                f"{'chosen' if point is best else ''} |"
+            )
+    return lines
+
+
+def finetune_differences(
+    paths: dict[str, list[dict[str, Any]]], replicates: Replicates
+) -> list[str]:
+    """What queue and elastic margin each add, at alpha 1 and at the chosen alpha."""
+    lines = [
+        "| at | compared | difference, points | interval over people |",
+        "|---|---|---|---|",
+    ]
+    pairs = [
+        ("BroadFace, over cosface", "cosface", "cosface broadface"),
+        ("BroadFace, over elastic-cos+", "elastic-cos+", "elastic-cos+ broadface"),
+        ("elastic margin, plain", "cosface", "elastic-cos+"),
+        ("elastic margin, with BroadFace", "cosface broadface", "elastic-cos+ broadface"),
+        ("both", "cosface", "elastic-cos+ broadface"),
+    ]
+    for alpha in (0.5, 1.0):
+        for label, left, right in pairs:
+            if left in paths and right in paths:
+                a, b = (f"finetune {x} alpha={alpha:g}" for x in (left, right))
+                change = 100 * (replicates(b) - replicates(a))
+                low, high = np.percentile(change, (2.5, 97.5))
+                at = ALPHAS.index(alpha)
+                points = [p[at]["test"]["tar"][FAR] for p in (paths[left], paths[right])]
+                mean = 100 * (points[1] - points[0])
+                lines.append(
+                    f"| alpha {alpha:g} | {label} | {mean:+.1f} | {low:+.1f} to {high:+.1f} |"
+                )
+    return lines
+
+
+# Pictures.
+
+
+def canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, color=GRID, lw=0.6)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def draw_boundaries() -> Any:
+    """The angle to the other class at which a sample at a given angle to its own is undecided,
+    from the heads' own logits; for elastic heads the band that 90 % of the drawn margins span."""
+    import torch
+
+    from training.heads import create_head
+
+    figure, axes = canvas(11, 3.4, columns=4)
+    theta = torch.linspace(0, math.pi / 2, 181, dtype=torch.float64)
+    cases: list[tuple[str, str, dict[str, Any]]] = [
+        ("softmax on the sphere", "normface", {}),
+        ("ArcFace, m = 0.5", "arcface", {"margin": 0.5}),
+        ("CosFace, m = 0.35", "cosface", {"margin": 0.35}),
+        ("ElasticFace-Arc, sigma 0.05; -Cos, sigma 0.05", "", {}),
+    ]
+    for axis, (title, name, options) in zip(axes.flat, cases, strict=True):
+        elastic = [("elastic-arc", ORANGE, 0.5), ("elastic-cos", BLUE, 0.35)]
+        drawn = (
+            [(name, ORANGE, options)]
+            if name
+            else [(kind, colour, {"margin": m, "sigma": 0.05}) for kind, colour, m in elastic]
+        )
+        for kind, colour, extra in drawn:
+            head = create_head(kind, 2, 2, scale=1.0, **extra).train()
+            with torch.no_grad():
+                head.weight.copy_(torch.eye(2))
+            rows = torch.stack((theta.cos(), theta.sin()), dim=1).float()
+            labels = torch.zeros(len(rows), dtype=torch.int64)
+            draws = 400 if kind.startswith("elastic") else 1
+            psi = torch.stack([head.logits(rows, labels)[:, 0].detach() for _ in range(draws)])
+            edge = torch.rad2deg(torch.acos(psi.clamp(-1, 1))).numpy()
+            degrees = torch.rad2deg(theta).numpy()
+            low, mid, high = np.percentile(edge, (5, 50, 95), axis=0)
+            axis.plot(degrees, mid, color=colour, lw=1.8, label=kind if draws > 1 else None)
+            if draws > 1:
+                axis.fill_between(degrees, low, high, color=colour, alpha=0.3, lw=0)
+        axis.plot([0, 90], [0, 90], color=INK, lw=0.8, ls=":")
+        axis.set(xlim=(0, 90), ylim=(0, 120), xlabel="angle to own class, degrees")
+        axis.set_title(title, fontsize=9, loc="left")
+        if not name:
+            axis.legend(fontsize=8, loc="lower right")
+    axes[0, 0].set_ylabel("angle to the other class, degrees")
+    return figure
+
+
+def draw_plane(work: Path) -> Any | None:
+    files = {loss: work / "embeddings" / f"{slug(f'plane {loss}')}.npz" for loss in PLANE}
+    files = {loss: file for loss, file in files.items() if file.exists()}
+    if not files:
+        return None
+    figure, axes = canvas(10.5, 7.2, columns=3, rows=2)
+    for axis, (loss, file) in zip(axes.flat, files.items(), strict=False):
+        with np.load(file) as data:
+            rows, labels, weights = data["rows"], data["labels"], data["weights"]
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        centres = np.stack([unit[labels == c].mean(axis=0) for c in np.unique(labels)])
+        centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+        angle = np.degrees(np.arccos((unit * centres[labels]).sum(axis=1).clip(-1, 1)))
+        shown = rows if loss == "softmax" else unit
+        reach = float(np.abs(shown).max()) * 1.15
+        for person in np.unique(labels):
+            mine, colour = labels == person, COLOURS[person % len(COLOURS)]
+            axis.scatter(*shown[mine].T, s=9, color=colour, alpha=0.7, lw=0)
+            direction = weights[person] / np.linalg.norm(weights[person]) * reach * 0.98
+            axis.plot([0, direction[0]], [0, direction[1]], color=colour, lw=0.8)
+            axis.annotate(
+                f"{angle[mine].mean():.1f}°", direction, fontsize=7, color=colour, ha="center"
+            )
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        axis.set_title(
+            f"{loss}: spread {angle.mean():.1f}°, {angle.std():.1f}° deviation",
+            fontsize=9,
+            loc="left",
+        )
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure
+
+
+def draw_heads(groups: dict[tuple[str, int], list[Result]]) -> Any | None:
+    if not groups:
+        return None
+    figure, axes = canvas(10, 4.2, columns=2)
+    measures: tuple[tuple[str, Callable[[Result], float]], ...] = (
+        ("test people: TAR at FAR 1e-3, %", tar),
+        ("LFW View 2 accuracy, %", lambda r: float(r["lfw"]["accuracy"])),
+    )
+    for axis, (label, measure) in zip(axes.flat, measures, strict=True):
+        for at, loss in enumerate(LOSSES):
+            for queue, colour, shift in ((0, BLUE, -0.14), (QUEUE, ORANGE, 0.14)):
+                values = [100 * measure(r) for r in groups.get((loss, queue), [])]
+                if not values:
+                    continue
+                axis.scatter(values, [at + shift] * len(values), s=16, color=colour, alpha=0.6)
+                axis.plot(
+                    [np.mean(values)] * 2,
+                    [at + shift - 0.12, at + shift + 0.12],
+                    color=colour,
+                    lw=2.2,
+                    label=("with BroadFace" if queue else "plain") if at == 0 else None,
+                )
+        axis.set_yticks(range(len(LOSSES)), LOSSES)
+        axis.invert_yaxis()
+        axis.set_xlabel(label)
+    axes[0, 0].legend(fontsize=8)
+    return figure
+
+
+def draw_queue(points: dict[tuple[int, bool], list[Result]]) -> Any | None:
+    if not any(queue for queue, _ in points):
+        return None
+    figure, axes = canvas(10, 3.8, columns=2)
+    sizes = (0, *QUEUES)
+    measures: tuple[tuple[str, Callable[[Result], float]], ...] = (
+        ("test people: TAR at FAR 1e-3, %", tar),
+        ("LFW View 2 accuracy, %", lambda r: float(r["lfw"]["accuracy"])),
+    )
+    for axis, (label, measure) in zip(axes.flat, measures, strict=True):
+        for compensate, colour, name in (
+            (True, ORANGE, "with compensation"),
+            (False, BLUE, "without"),
+        ):
+            means = []
+            for at, queue in enumerate(sizes):
+                group = points.get((queue, compensate or not queue), [])
+                values = [100 * measure(r) for r in group]
+                axis.scatter([at] * len(values), values, s=14, color=colour, alpha=0.5)
+                means.append(np.mean(values) if values else np.nan)
+            axis.plot(range(len(sizes)), means, color=colour, lw=2, label=name)
+        axis.set_xticks(range(len(sizes)), [f"{s:,}" for s in sizes])
+        axis.set(xlabel="queue size", ylabel=label)
+    axes[0, 0].legend(fontsize=8)
+    return figure
+
+
+def draw_sweep(grid: np.ndarray) -> Any | None:
+    if np.isnan(grid).all():
+        return None
+    figure, axes = canvas(5.4, 4.2)
+    axis = axes[0, 0]
+    axis.grid(False)
+    image = axis.imshow(100 * grid, cmap="viridis", aspect="auto")
+    middle = np.nanmean(100 * grid)
+    for row in range(len(MARGINS)):
+        for column in range(len(SIGMAS)):
+            value = 100 * grid[row, column]
+            if not np.isnan(value):
+                ink = "white" if value < middle else "black"
+                axis.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink)
+    axis.set_xticks(range(len(SIGMAS)), [f"{s:g}" for s in SIGMAS])
+    axis.set_yticks(range(len(MARGINS)), [f"{m:g}" for m in MARGINS])
+    axis.set(xlabel="sigma", ylabel="margin m")
+    axis.set_title(f"elastic-cos, s = {SCALE:g}: TAR at FAR 1e-3, %", fontsize=9, loc="left")
+    figure.colorbar(image, ax=axis)
+    return figure
+
+
+def draw_finetune(paths: dict[str, list[dict[str, Any]]]) -> Any | None:
+    if not paths:
+        return None
+    figure, axes = canvas(7.6, 4.8)
+    axis = axes[0, 0]
+    for (label, path), colour in zip(paths.items(), COLOURS, strict=False):
+        x = [100 * p["lfw"]["accuracy"] for p in path]
+        y = [100 * p["test"]["tar"][FAR] for p in path]
+        axis.plot(x, y, "o-", color=colour, ms=4, lw=1.5, label=label)
+        best = chosen(path)
+        axis.scatter(
+            100 * best["lfw"]["accuracy"],
+            100 * best["test"]["tar"][FAR],
+            s=110,
+            facecolors="none",
+            edgecolors=colour,
+            lw=1.6,
+        )
+    first = next(iter(paths.values()))
+    for p, left, below in zip(first, x, y, strict=False):
+        if p["alpha"] in (0.0, 0.5, 1.0):
+            axis.annotate(
+                f"alpha {p['alpha']:g}",
+                (left, below),
+                xytext=(5, -11),
+                textcoords="offset points",
+                fontsize=8,
+            )
+    base = first[0]
+    axis.axvline(100 * base["lfw"]["accuracy"] - 0.3, color=INK, lw=0.8, ls=":")
+    axis.axhline(100 * base["test"]["tar"][FAR] + 12, color=INK, lw=0.8, ls=":")
+    axis.set(xlabel="LFW View 2 accuracy, %", ylabel="test people: TAR at FAR 1e-3, %")
+    axis.legend(fontsize=8, loc="lower left")
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("study"))
+    parser.add_argument("--images", type=Path, help="where the pictures go")
+    args = parser.parse_args()
+    found, replicates = results(args.work), Replicates(args.work)
+    groups, points, paths = heads_of(found), queue_points(found), finetune_of(found)
+    grid = sweep_grid(found)
+    sections = {
+        "Losses": heads_table(groups),
+        "Differences in TAR at FAR 1e-3": differences_table(groups, replicates),
+        "Queue": queue_table(points),
+        "Sweep: TAR at FAR 1e-3, %": sweep_table(grid),
+        "Fine-tuning": finetune_table(paths),
+        "Fine-tuning, what adds what": finetune_differences(paths, replicates),
+    }
+    for title, lines in sections.items():
+        print(f"### {title}\n", *lines, sep="\n", end="\n\n")
+    if args.images:
+        pictures = {
+            "boundaries": draw_boundaries(),
+            "plane": draw_plane(args.work),
+            "losses": draw_heads(groups),
+            "queue": draw_queue(points),
+            "sweep": draw_sweep(grid),
+            "finetune": draw_finetune(paths),
+        }
+        for name, figure in pictures.items():
+            if figure is not None:
+                figure.savefig(args.images / f"{name}.png", dpi=130)
+                print(args.images / f"{name}.png", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
