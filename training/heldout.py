@@ -37,10 +37,12 @@ def embed(
     batch_size: int = 128,
     workers: int = 0,
     precision: torch.dtype | None = None,
+    flip: bool = False,
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """Unit embeddings (n, d) float32 on the CPU, and the images (n,) of ``source`` they are of.
 
-    rank, world: which part of the set. Images that cannot be read are left out, more than 1 %
+    rank, world: which part of the set. flip: add the embedding of the mirror image to each, as a
+    pack with ``flip`` does. Images that cannot be read are left out, more than 1 %
     of them is an ImageError. The network is in evaluation mode while this runs, on the device
     where it is.
     """
@@ -56,6 +58,8 @@ def embed(
             images = backbone.preprocessing.apply(batch.images.to(device))
             with autocast(device, precision):
                 embeddings = backbone(images)
+                if flip:
+                    embeddings = embeddings + backbone(images.flip(3))
             found.append(F.normalize(embeddings.float()).cpu())
             indices.append(batch.indices)
     finally:
