@@ -51,6 +51,11 @@ class Embedder:
         chips of another shape, ModelError where the network answers with another dimension
         or with NaN.
         """
+        features = self.features(chips)
+        return self._normalised(features) if len(features) else features
+
+    def features(self, chips: RGBImage) -> FloatArray:
+        """As :meth:`embed`, before the embeddings are given unit length: (N, d) float32."""
         size = self.contract.input_size
         if chips.dtype != np.uint8 or chips.shape[1:] != (size, size, 3):
             raise ValueError(
@@ -62,7 +67,12 @@ class Embedder:
         parts = [chips[i : i + step] for i in range(0, len(chips), step)]
         wide = len(parts) == 1
         raw = np.concatenate(self._workers.map(lambda p: self._run(p, wide=wide), parts))
-        return self._normalised(raw)
+        if raw.shape[1] != self.contract.dim:
+            raise ModelError(
+                f"{self.network.path}: gives {raw.shape[1]} numbers a face, but the pack's "
+                f"manifest says dim = {self.contract.dim}"
+            )
+        return raw
 
     def _step(self, count: int) -> int:
         """Chips per run: what the graph allows, and no more than fills every thread."""
@@ -74,7 +84,7 @@ class Embedder:
     def _run(self, chips: RGBImage, *, wide: bool) -> NDArray[np.float32]:
         out = self._forward(chips, wide=wide)
         if self.contract.flip:
-            out = out + self._forward(chips[:, :, ::-1], wide=wide)
+            out = (out + self._forward(chips[:, :, ::-1], wide=wide)) * np.float32(0.5)
         return out
 
     def _forward(self, chips: RGBImage, *, wide: bool) -> NDArray[np.float32]:
@@ -96,12 +106,7 @@ class Embedder:
             )
         return out.reshape(len(batch), -1)[: len(chips)].astype(np.float32, copy=False)
 
-    def _normalised(self, raw: NDArray[np.float32]) -> FloatArray:
-        if raw.shape[1] != self.contract.dim:
-            raise ModelError(
-                f"{self.network.path}: gives {raw.shape[1]} numbers a face, but the pack's "
-                f"manifest says dim = {self.contract.dim}"
-            )
+    def _normalised(self, raw: FloatArray) -> FloatArray:
         norms = np.linalg.norm(raw, axis=1, keepdims=True)
         if not np.isfinite(norms).all() or not (norms > 0).all():
             raise ModelError(f"{self.network.path}: gave NaN, infinity or zero for a face")

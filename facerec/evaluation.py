@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from facerec import __version__
 from facerec.errors import ConfigError, ImageError
 from facerec.files import write_atomically
+from facerec.identification import OpenSet, open_set
 from facerec.intervals import Interval, ListTooShort, bootstrap_tar, bootstrap_tar_all_pairs
 from facerec.lfw import (
     PAIRS_FILE,
@@ -34,14 +35,11 @@ from facerec.metrics import (
     DECADES,
     MIN_IMPOSTORS,
     KFoldAccuracy,
-    OpenSetPoint,
     OperatingPoint,
     Scores,
     allowed_count,
     auc,
-    cmc,
     eer,
-    fnir_at_fpir,
     kfold_accuracy,
     operating_points,
     tar_at_fars,
@@ -52,8 +50,6 @@ from facerec.pairs import genuine_subjects, pair_scores, top_impostors
 from facerec.pipeline import Pipeline
 from facerec.types import FloatArray, ThresholdTable
 
-_FPIRS = (1e-1, 1e-2)
-_CMC_RANKS = (1, 5, 10)
 _SEED = 2007
 """Of the bootstrap: the same scores give the same intervals."""
 _MAX_FAR = 1e-2
@@ -94,20 +90,6 @@ class Verification:
     auc: float
     points: tuple[Point, ...]
     curve: Curve
-
-
-@dataclass(frozen=True)
-class OpenSet:
-    """Identification with strangers among the probes, one enrolled photo a person.
-
-    Enrolled: the first photo of everybody who has two or more. Mated probes: their other
-    photos. Strangers: everybody with a single photo. hit_rates: (rank, share of mated
-    probes whose person is among the first ``rank``). A probe without a face finds nobody.
-    """
-
-    enrolled: int
-    hit_rates: tuple[tuple[int, float], ...]
-    points: tuple[OpenSetPoint, ...]
 
 
 @dataclass(frozen=True)
@@ -234,9 +216,7 @@ def assess(
             f"{data}: faces of {len(np.unique(labels[found]))} people were found in "
             f"{len(rows):,} photos; nothing can be compared"
         )
-    left, right = protocol.left, protocol.right
-    scores = np.einsum("ij,ij->i", rows[left], rows[right]).clip(-1, 1)
-    scores[~(found[left] & found[right])] = -1
+    scores = pair_similarities(rows, found, protocol.left, protocol.right)
     names = [f"{name}_{number:04d}" for name, number in protocol.photos]
     return LfwReport(
         pack=pack,
@@ -247,38 +227,81 @@ def assess(
         missed=tuple(np.array(names)[~found].tolist()),
         accuracy=kfold_accuracy(scores, protocol.same, protocol.fold),
         protocol=_verify_protocol(protocol, scores, labels),
-        all_pairs=_verify_all_pairs(rows, found, labels),
-        open_set=_open_set(rows, found, labels),
+        all_pairs=verify_all_pairs(rows, found, labels),
+        open_set=open_set(rows, found, labels),
         closest=_closest(rows[found], labels[found], np.array(names)[found].tolist()),
         seconds=seconds,
     )
 
 
-def _verify_protocol(
-    protocol: Protocol, scores: FloatArray, labels: NDArray[np.int64]
+def pair_similarities(
+    rows: FloatArray,
+    found: NDArray[np.bool_],
+    left: NDArray[np.intp],
+    right: NDArray[np.intp],
+) -> FloatArray:
+    """Cosine (p,) of the pairs (left, right) of unit rows (n, d); -1 where a face was not found.
+
+    found: (n,) bool. left, right: (p,) indices of rows.
+    """
+    scores: FloatArray = np.einsum("ij,ij->i", rows[left], rows[right]).clip(-1, 1)
+    scores[~(found[left] & found[right])] = -1
+    return scores
+
+
+def verify_pairs(
+    genuine: Scores,
+    impostor: Scores,
+    *,
+    genuine_subjects: NDArray[np.int64] | None = None,
+    impostor_subjects: NDArray[np.int64] | None = None,
 ) -> Verification:
-    """The protocol's own pairs. FARs that allow no impostor at all are left out."""
-    same = protocol.same
-    genuine, impostor = scores[same], scores[~same]
-    pairs = np.stack((labels[protocol.left], labels[protocol.right]), axis=1)
+    """Error rates of a list of pairs. FARs that allow no impostor at all are left out.
+
+    genuine: (g,). impostor: (n,). genuine_subjects: (g,) and impostor_subjects: (n, 2), whom the
+    pairs show: intervals resample people then, given ten of them. Without, intervals resample
+    pairs, and are too narrow where pairs share people.
+    """
     fars = [far for far in DECADES if allowed_count(len(impostor), far) > 0]
+    if genuine_subjects is None or impostor_subjects is None:
+        units = min(len(genuine), len(impostor))
+    else:
+        units = len(np.union1d(genuine_subjects, impostor_subjects))
     intervals: tuple[Interval, ...] = ()
-    if len(np.unique(labels)) >= _MIN_PEOPLE:
+    if units >= _MIN_PEOPLE and fars:
         intervals = bootstrap_tar(
             genuine,
             impostor,
             fars,
-            genuine_subjects=pairs[same, 0],
-            impostor_subjects=pairs[~same],
+            genuine_subjects=genuine_subjects,
+            impostor_subjects=impostor_subjects,
             seed=_SEED,
         )
     return _verification(genuine, impostor, fars, dict(zip(fars, intervals, strict=False)))
 
 
-def _verify_all_pairs(
+def _verify_protocol(
+    protocol: Protocol, scores: FloatArray, labels: NDArray[np.int64]
+) -> Verification:
+    """The protocol's own pairs."""
+    same = protocol.same
+    pairs = np.stack((labels[protocol.left], labels[protocol.right]), axis=1)
+    return verify_pairs(
+        scores[same],
+        scores[~same],
+        genuine_subjects=pairs[same, 0],
+        impostor_subjects=pairs[~same],
+    )
+
+
+def verify_all_pairs(
     rows: FloatArray, found: NDArray[np.bool_], labels: NDArray[np.int64]
 ) -> Verification:
-    """Every pair among the photos; genuine pairs with a missed face are lost, at -1."""
+    """Error rates of every pair among the photos; intervals resample people.
+
+    rows: (n, d) float32 unit embeddings. labels: (n,) integers from 0. Photos without ``found``
+    (n,) count as genuine pairs at -1 and as no impostor pair.
+    """
     rows, seen = rows[found], labels[found]
     genuine, impostor = pair_scores(rows, seen)
     lost = np.bincount(genuine_subjects(labels), minlength=labels.max() + 1)
@@ -333,35 +356,6 @@ def _closest(
     return tuple(
         ClosePair(names[a], names[b], float(score))
         for score, (a, b) in zip(top.scores[:_CLOSEST], top.rows, strict=False)
-    )
-
-
-def _open_set(
-    rows: FloatArray, found: NDArray[np.bool_], labels: NDArray[np.int64]
-) -> OpenSet | None:
-    """See :class:`OpenSet`; None where nobody can be enrolled and probed, or all can."""
-    single = np.bincount(labels)[labels] == 1
-    candidates = np.flatnonzero(~single & found)
-    people, first = np.unique(labels[candidates], return_index=True)
-    enrolled = candidates[first]
-    mated = np.flatnonzero(~single & np.isin(labels, people))
-    mated = np.setdiff1d(mated, enrolled)
-    strangers = np.flatnonzero(single)
-    if not len(mated) or not len(strangers):
-        return None
-    similarity = np.where(found[mated, None], rows[mated] @ rows[enrolled].T, -np.inf)
-    top = similarity.argmax(axis=1)
-    of_strangers = (rows[strangers] @ rows[enrolled].T).max(axis=1)
-    of_strangers[~found[strangers]] = -np.inf
-    ranks = cmc(similarity, labels[mated], people, max(_CMC_RANKS))
-    return OpenSet(
-        enrolled=len(enrolled),
-        hit_rates=tuple((rank, float(ranks[rank - 1])) for rank in _CMC_RANKS),
-        points=tuple(
-            fnir_at_fpir(similarity.max(axis=1), people[top] == labels[mated], of_strangers, fpir)
-            for fpir in _FPIRS
-            if allowed_count(len(strangers), fpir) >= MIN_IMPOSTORS
-        ),
     )
 
 

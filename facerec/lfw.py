@@ -12,7 +12,7 @@ with the photos at DIR/NAME/NAME_0001.jpg and so on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from facerec.detection import Detector
 from facerec.errors import ConfigError
 from facerec.image import load_image
 from facerec.pipeline import Pipeline
@@ -172,10 +173,28 @@ def embed_central_faces(
     While one batch is embedded the next is decoded. Raises ImageError for a photo that cannot
     be read: a measurement on fewer photos would not be the protocol's.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: at least 1, got {batch_size}")
     embeddings = np.zeros((len(paths), pipeline.contract.dim), np.float32)
     found = np.zeros(len(paths), dtype=np.bool_)
+    at = 0
+    for images, faces in central_faces(pipeline.detector, paths, batch_size=batch_size):
+        for row in pipeline.embed_detected(images, faces):
+            if row:
+                embeddings[at], found[at] = row[0].embedding, True
+            at += 1
+        if progress is not None:
+            progress(at, len(paths))
+    return embeddings, found
+
+
+def central_faces(
+    detector: Detector, paths: Sequence[Path], *, batch_size: int = 32
+) -> Iterator[tuple[list[RGBImage], list[Detections]]]:
+    """The photos, a batch at a time and in order, each with the face nearest its centre, or none.
+
+    See :func:`embed_central_faces`. Raises ImageError for a photo that cannot be read.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: at least 1, got {batch_size}")
     decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
 
     def decode(start: int) -> list[Future[RGBImage]]:
@@ -186,23 +205,13 @@ def embed_central_faces(
         for start in range(0, len(paths), batch_size):
             images = [future.result() for future in ahead]
             ahead = decode(start + batch_size)
-            for at, row in enumerate(_embed_batch(pipeline, images), start):
-                if row is not None:
-                    embeddings[at], found[at] = row, True
-            if progress is not None:
-                progress(start + len(images), len(paths))
+            central = [
+                _most_central(detections, image.shape[1], image.shape[0])
+                for detections, image in zip(detector.detect(images), images, strict=True)
+            ]
+            yield images, central
     finally:
         decoders.shutdown(cancel_futures=True)
-    return embeddings, found
-
-
-def _embed_batch(pipeline: Pipeline, images: list[RGBImage]) -> list[FloatArray | None]:
-    central = [
-        _most_central(detections, image.shape[1], image.shape[0])
-        for detections, image in zip(pipeline.detector.detect(images), images, strict=True)
-    ]
-    faces = pipeline.embed_detected(images, central)
-    return [row[0].embedding if row else None for row in faces]
 
 
 def _most_central(detections: Detections, width: int, height: int) -> Detections:

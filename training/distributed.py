@@ -79,7 +79,7 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     environment that is incomplete.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    here = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    here = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     already = dist.is_available() and dist.is_initialized()
     if world == 1 and not already:
         yield Ranks(here)
@@ -101,7 +101,8 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """``"auto"``, ``"cpu"`` or ``"cuda"`` as a device; ModelError where CUDA is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
