@@ -171,7 +171,7 @@ def fine(loss: str, queue: int) -> dict[str, Any]:
     tables["broadface"]["queue_size"] = queue
     tables["data"] |= {"workers": 0, "holdout": 0.0}
     tables["run"] |= {"evaluate_every": 0, "keep_last": 1, "log_every": 20, "tensorboard": False}
-    tables["run"] |= {"checkpoint_every": 100}
+    tables["run"] |= {"checkpoint_every": 100, "epochs": 3}
     return tables
 
 
@@ -375,7 +375,7 @@ def run_one(name: str, work: Path) -> None:
 
     experiment = next(e for e in plan() if e.name == name)
     sets = load_sets(work, experiment.data)
-    recipe = recipe_from(experiment.recipe)
+    recipe = recipe_from(experiment.recipe, name)
     run_dir = work / "runs" / slug(name)
     result = train(recipe, sets.train, run_dir)
     backbone = backbone_from_checkpoint(result.checkpoint)
