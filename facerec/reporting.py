@@ -35,34 +35,34 @@ def format_table(report: LfwReport) -> str:
         ),
         "",
         (
-            f"accuracy  {_percent(accuracy.mean)} ± {_percent(accuracy.std)} % "
+            f"accuracy  {percent(accuracy.mean)} ± {percent(accuracy.std)} % "
             f"(standard deviation over {len(accuracy.per_fold)} folds; "
-            f"standard error {_percent(accuracy.stderr)})"
+            f"standard error {percent(accuracy.stderr)})"
         ),
-        "folds     " + " ".join(_percent(fold) for fold in accuracy.per_fold),
+        "folds     " + " ".join(percent(fold) for fold in accuracy.per_fold),
         "",
-        *_verification("The protocol's pairs", report.protocol),
+        *verification_lines("The protocol's pairs", report.protocol),
         "",
-        *_verification("Every pair among the photos", report.all_pairs),
+        *verification_lines("Every pair among the photos", report.all_pairs),
         "",
         "Most alike under two names (a wrong label, or the hardest strangers):",
         *(f"{pair.cosine:.4f}  {pair.photo}  {pair.other}" for pair in report.closest[:_CLOSEST]),
     ]
     if report.open_set is not None:
-        ranks = ", ".join(f"rank {r} {_percent(rate)} %" for r, rate in report.open_set.hit_rates)
+        ranks = ", ".join(f"rank {r} {percent(rate)} %" for r, rate in report.open_set.hit_rates)
         lines += ["", f"Open set: {report.open_set.enrolled:,} people enrolled, one photo each"]
         lines += [f"enrolled people found, whatever the similarity: {ranks}"]
         rows = [
             (
                 f"{p.fpir:g}",
                 f"{p.threshold:.4f}",
-                f"{_percent(p.fnir)} %",
+                f"{percent(p.fnir)} %",
                 f"{p.misses:,} of {p.mated:,}",
                 f"{p.false_positives:,} of {p.nonmated:,}",
             )
             for p in report.open_set.points
         ]
-        lines += _columns(("FPIR", "cosine", "FNIR", "missed", "strangers matched"), rows)
+        lines += columns(("FPIR", "cosine", "FNIR", "missed", "strangers matched"), rows)
     return "\n".join(lines)
 
 
@@ -73,11 +73,12 @@ def _missed(names: Sequence[str]) -> str:
     return f"{len(names):,}: {', '.join(names[:_NAMED_PHOTOS])}{more}"
 
 
-def _verification(title: str, result: Verification) -> list[str]:
+def verification_lines(title: str, result: Verification) -> list[str]:
+    """Error rates at each operating point, as lines of text."""
     head = ("FMR", "cosine", "FNMR", "95 % interval", "TAR", "impostors at or above")
     title = f"{title}: {result.curve.genuine:,} genuine, {result.curve.impostor:,} impostor"
     rows = [_point(p) for p in result.points]
-    lines = [title, f"EER {_percent(result.eer)} %, AUC {result.auc:.5f}", *_columns(head, rows)]
+    lines = [title, f"EER {percent(result.eer)} %, AUC {result.auc:.5f}", *columns(head, rows)]
     if any(not p.point.is_measured for p in result.points):
         lines.append(f"* not measured: fewer than {MIN_IMPOSTORS} impostor pairs may lie above")
     return lines
@@ -88,18 +89,20 @@ def _point(row: Point) -> tuple[str, ...]:
     return (
         f"{p.fmr:.0e}".replace("e-0", "e-") + ("" if p.is_measured else "*"),
         f"{p.cosine:.4f}",
-        f"{_percent(p.fnmr)} %",
-        f"{_percent(interval.low)} to {_percent(interval.high)} %" if interval else "",
-        f"{_percent(1 - p.fnmr)} %",
+        f"{percent(p.fnmr)} %",
+        f"{percent(interval.low)} to {percent(interval.high)} %" if interval else "",
+        f"{percent(1 - p.fnmr)} %",
         f"{p.impostors_above:,}",
     )
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share as a number of percent, two decimals."""
     return f"{100 * share:.2f}"
 
 
-def _columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Right-aligned columns, two blanks between them."""
     table = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
@@ -127,7 +130,7 @@ def write_thresholds(
     section = tomlkit.table()
     section["measured_on"] = table.measured_on
     section["fmr"] = list(table.fmr)
-    section["cosine"] = [_fewest_digits(cosine) for cosine in table.cosine]
+    section["cosine"] = [fewest_digits(cosine) for cosine in table.cosine]
     section["fnmr"] = [round(fnmr, 6) for fnmr in table.fnmr]
     document["thresholds"] = section
     if lfw_accuracy is not None:
@@ -143,7 +146,7 @@ def write_thresholds(
         ) from exc
 
 
-def _fewest_digits(cosine: float) -> float:
+def fewest_digits(cosine: float) -> float:
     """The shortest decimal that decides every float32 similarity as ``cosine`` does.
 
     It may not exceed ``cosine`` (float64 comparisons) and rounds to it in float32.

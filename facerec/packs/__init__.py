@@ -12,6 +12,9 @@ from facerec.packs.manifest import (
     Pack,
     PackManifest,
     ThresholdsSpec,
+    TrainingDataSpec,
+    TrainingSpec,
+    VariantSpec,
 )
 from facerec.packs.registry import PackInfo, find_pack, known_packs, list_packs
 
@@ -24,6 +27,9 @@ __all__ = [
     "PackManifest",
     "PullProgress",
     "ThresholdsSpec",
+    "TrainingDataSpec",
+    "TrainingSpec",
+    "VariantSpec",
     "find_pack",
     "known_packs",
     "list_packs",

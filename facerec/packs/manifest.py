@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from facerec.errors import ModelError
 from facerec.types import EmbeddingContract, ThresholdTable
@@ -112,6 +121,88 @@ class ThresholdsSpec(_Section):
         return ThresholdTable(self.fmr, self.cosine, self.fnmr, self.measured_on)
 
 
+class TrainingDataSpec(_Section):
+    """The ``[training.data]`` table: what the embedder was trained on."""
+
+    sha256: str | None = Field(default=None, pattern=_SHA256)
+    """Of every image and its identity's name; see ``training.data.FaceSource.digest``."""
+    images: int | None = Field(default=None, ge=1)
+    identities: int | None = Field(default=None, ge=1)
+    origin: str | None = None
+    """The set's name: no path, which would say where its maker keeps things."""
+
+    @field_validator("origin")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and (not value or set(value) & set("/\\")):
+            raise ValueError("must be a name, such as 'my-faces', without the folder it is in")
+        return value
+
+
+class VariantSpec(_Section):
+    """The ``[training.variant]`` table: a smaller form of another pack's embedder.
+
+    Accuracy is against the float32 pack, on the same images; None where nothing was measured.
+    """
+
+    precision: Literal["float16", "int8"]
+    of: str
+    """Contract id of the float32 pack."""
+    calibration: str | None = None
+    """How ranges were chosen, and on how many images; int8 only."""
+    measured_on: str | None = None
+    mean_cosine: float | None = Field(default=None, ge=-1, le=1 + 1e-6)
+    min_cosine: float | None = Field(default=None, ge=-1, le=1 + 1e-6)
+    tar: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """True-accept rate by false-accept rate, such as ``"1e-03"``."""
+    tar_difference: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """``tar`` minus that of the float32 pack."""
+    size_bytes_float32: int | None = Field(default=None, ge=1)
+    milliseconds: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """Of the network alone, per image, by batch; ``milliseconds_float32`` in the same run."""
+    milliseconds_float32: dict[str, FiniteFloat] = Field(default_factory=dict)
+    timed_on: str | None = None
+
+
+class TrainingSpec(_Section):
+    """The ``[training]`` table, which ``facerec export`` writes: where the embedder comes from."""
+
+    date: str
+    facerec: str
+    torch: str
+    base: str | None = None
+    """What it was trained further from."""
+    data: TrainingDataSpec | None = None
+    metrics: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """What was measured while it was trained."""
+    notes: dict[str, Any] = Field(default_factory=dict)
+    parity: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """Largest absolute difference of a unit embedding from torch's, by batch."""
+    variant: VariantSpec | None = None
+    recipe: dict[str, Any] | None = None
+    """The recipe's tables, every default written out."""
+
+    @field_validator("notes", "recipe")
+    @classmethod
+    def _is_toml(cls, value: dict[str, Any] | None) -> Any:
+        return None if value is None else _as_toml(value)
+
+
+def _as_toml(value: Any, where: str = "the table") -> Any:
+    """What TOML gives back for ``value``; tables with nothing in them are left out.
+
+    Raises ValueError for what it cannot hold: None, and types of other libraries.
+    """
+    if isinstance(value, Mapping):
+        items = {str(key): _as_toml(item, str(key)) for key, item in value.items()}
+        return {key: item for key, item in items.items() if item != {}}
+    if isinstance(value, list | tuple):
+        return [_as_toml(item, where) for item in value]
+    if type(value) not in (str, bool, int, float):
+        raise ValueError(f"{where}: {type(value).__name__} is no value of TOML")
+    return value
+
+
 class PackManifest(_Section):
     """A whole ``pack.toml``."""
 
@@ -128,6 +219,7 @@ class PackManifest(_Section):
     archive: ArchiveSpec | None = None
     """Where ``facerec packs pull`` finds the files, if not by a ``url`` each."""
     thresholds: ThresholdsSpec | None = None
+    training: TrainingSpec | None = None
 
     @property
     def files(self) -> tuple[DetectorSpec | EmbedderSpec, ...]:
@@ -138,7 +230,7 @@ class PackManifest(_Section):
         """The text of a pack.toml that :meth:`parse` reads back to an equal manifest."""
         import tomlkit
 
-        return tomlkit.dumps(self.model_dump(mode="json", exclude_none=True))
+        return tomlkit.dumps(_as_toml(self.model_dump(mode="json", exclude_none=True)))
 
     @staticmethod
     def parse(text: str, origin: str) -> PackManifest:
