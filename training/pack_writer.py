@@ -30,7 +30,7 @@ from facerec.packs import (
 )
 from facerec.packs.manifest import MANIFEST_NAME, sha256_file
 from facerec.runtime import available_threads
-from facerec.types import RGBImage
+from facerec.types import RGBImage, ThresholdTable
 from training.backbones import Backbone, save_starting_point
 from training.data import FaceSource
 from training.export_report import ExportReport, PackReport
@@ -195,7 +195,6 @@ class PackWriter:
         embedder, detector = folder / EMBEDDER, folder / self._detector_file
         how = self.backbone.preprocessing
         of_detector = theirs.detector.licence or theirs.licence
-        table = found and found.thresholds
         manifest = PackManifest(
             name=self.name if form == _FLOAT32 else f"{self.name}-{form}",
             version=self.version,
@@ -222,10 +221,7 @@ class PackWriter:
                 source=self.source,
                 dim=self.backbone.embedding_dim,
             ),
-            thresholds=table
-            and ThresholdsSpec(
-                measured_on=table.measured_on, fmr=table.fmr, cosine=table.cosine, fnmr=table.fnmr
-            ),
+            thresholds=None if found is None else _spec(found.thresholds),
             training=training,
         )
         write_atomically(folder / MANIFEST_NAME, manifest.to_toml().encode())
@@ -244,7 +240,7 @@ class PackWriter:
             notes=dict(given.notes),
             parity={f"batch_{p.batch}": float(f"{p.embeddings:.3g}") for p in parity},
             variant=None if found.precision == _FLOAT32 else _variant(found, report),
-            recipe=given.recipe and _portable(given.recipe),
+            recipe=None if given.recipe is None else _portable(given.recipe),
         )
 
 
@@ -310,6 +306,14 @@ def _variant(found: PackReport, report: ExportReport) -> VariantSpec:
         milliseconds={f"batch_{b}": round(ms, 3) for b, ms in found.milliseconds.items()},
         milliseconds_float32={f"batch_{b}": round(ms, 3) for b, ms in exact.milliseconds.items()},
         timed_on=report.timed_on,
+    )
+
+
+def _spec(table: ThresholdTable | None) -> ThresholdsSpec | None:
+    if table is None:
+        return None
+    return ThresholdsSpec(
+        measured_on=table.measured_on, fmr=table.fmr, cosine=table.cosine, fnmr=table.fnmr
     )
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from facerec.cli import care, recognise
+from facerec.cli import care, recognise, train
 from facerec.cli.care import evaluate_app
 from facerec.cli.common import print_json
 from facerec.cli.packs import packs_app
@@ -38,6 +38,7 @@ app.command("app")(recognise.app_command)
 app.add_typer(people_app, name="people")
 app.add_typer(packs_app, name="packs", invoke_without_command=True)
 app.add_typer(evaluate_app, name="evaluate")
+app.command()(train.export)
 app.command()(care.doctor)
 app.command()(care.demo)
 
