@@ -53,17 +53,16 @@ LOSSES: dict[str, dict[str, Any]] = {
     "elastic-arc+": {"margin": 0.5, "sigma": 0.0175},
 }
 """The papers' margins and spreads."""
-MARGINS, SIGMAS = (0.15, 0.25, 0.35, 0.45), (0.0, 0.025, 0.05, 0.1)
+MARGINS, SIGMAS = (0.2, 0.35, 0.5), (0.0, 0.05, 0.1)
 PLANE = ("softmax", "normface", "cosface", "arcface", "elastic-cos", "elastic-arc")
 PLANE_PEOPLE = 8
 FINETUNE = {
     "elastic-cos+ broadface": ("elastic-cos+", QUEUE),
     "elastic-cos+": ("elastic-cos+", 0),
-    "cosface broadface": ("cosface", QUEUE),
     "cosface": ("cosface", 0),
 }
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
-ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
+ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0)
 
 SMALL: dict[str, Any] = {
     "name": "study",
@@ -78,7 +77,7 @@ SMALL: dict[str, Any] = {
     "optim": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "clip": 5.0},
     "schedule": {"kind": "cosine", "warmup_epochs": 0.5},
     "run": {
-        "epochs": 8,
+        "epochs": 5,
         "batch_size": 128,
         "evaluate_every": 0,
         "keep_last": 1,
@@ -104,12 +103,13 @@ class Experiment:
 
 def plan() -> Iterator[Experiment]:
     """Every experiment, the most telling first."""
-    for label, (loss, queue) in FINETUNE.items():
-        yield Experiment(f"finetune {label}", "finetune", "all", fine(loss, queue))
     for seed in SEEDS:
         for loss in LOSSES:
             for queue in (0, QUEUE):
                 yield small("heads", loss, queue, seed)
+    for loss in PLANE:
+        yield plane(loss)
+    for seed in SEEDS:
         for queue in QUEUES:
             for compensate in (True, False):
                 if not (compensate and queue == QUEUE):  # among the heads already
@@ -118,8 +118,8 @@ def plan() -> Iterator[Experiment]:
         for sigma in SIGMAS:
             if (margin, sigma) != (0.35, 0.05):
                 yield small("sweep", "elastic-cos", 0, 0, margin=margin, sigma=sigma)
-    for loss in PLANE:
-        yield plane(loss)
+    for label, (loss, queue) in FINETUNE.items():
+        yield Experiment(f"finetune {label}", "finetune", "all", fine(loss, queue))
 
 
 def small(
@@ -300,8 +300,8 @@ def load_sets(work: Path, data: str) -> Sets:
 # Figures.
 
 
-def embed_flipped(backbone: Any, source: Any) -> np.ndarray:
-    """Unit embeddings (n, d) float32, of each chip and its mirror image averaged."""
+def embed(backbone: Any, source: Any, *, flip: bool = True) -> np.ndarray:
+    """Unit embeddings (n, d) float32; flip: of each chip and its mirror image, averaged."""
     import torch
     from torch.nn import functional as F
 
@@ -312,8 +312,10 @@ def embed_flipped(backbone: Any, source: Any) -> np.ndarray:
             chips = np.stack([source.chip(i) for i in range(start, stop)])
             images = backbone.preprocessing.apply(torch.from_numpy(chips).permute(0, 3, 1, 2))
             images = images.contiguous(memory_format=torch.channels_last)
-            both = backbone(images) + backbone(images.flip(3))
-            rows.append(F.normalize(both.float()).numpy())
+            embeddings = backbone(images)
+            if flip:
+                embeddings = embeddings + backbone(images.flip(3))
+            rows.append(F.normalize(embeddings.float()).numpy())
     return np.concatenate(rows)
 
 
@@ -355,10 +357,10 @@ def lfw_accuracy(embeddings: np.ndarray, protocol: Any) -> dict[str, Any]:
 def figures_of(backbone: Any, sets: Sets) -> tuple[dict[str, Any], np.ndarray]:
     """Test and LFW figures of a network, and its test embeddings."""
     backbone.eval()
-    rows = embed_flipped(backbone, sets.test)
+    rows = embed(backbone, sets.test)
     return {
         "test": verification(rows, sets.test.labels),
-        "lfw": lfw_accuracy(embed_flipped(backbone, sets.lfw), sets.protocol),
+        "lfw": lfw_accuracy(embed(backbone, sets.lfw), sets.protocol),
     }, rows
 
 
@@ -439,17 +441,24 @@ def _class_weights(state: Any) -> np.ndarray:
 
 
 def interpolations(run_dir: Path, result: Any, sets: Sets, target: Path) -> list[dict[str, Any]]:
-    """Figures at every alpha between the start (0) and the result (1) of a run."""
+    """Figures at every alpha from the start (0) to the result (1) of a run; WiSE-FT."""
     from training.checkpoint import load_network
+    from training.interpolate import interpolate
     from training.setup import START
 
     base = load_network(run_dir / START)
-    points = []
+    points: list[dict[str, Any]] = []
     for alpha in ALPHAS:
-        backbone = blend(base, result, alpha)
+        known = target.parent.parent / "base.json"
+        if alpha == 0 and known.exists():  # the same for all of them
+            points.append(json.loads(known.read_text(encoding="utf-8")))
+            continue
+        backbone = interpolate(base, result, alpha)
         figures, rows = figures_of(backbone, sets)
-        select = verification(embed_flipped(backbone, sets.select), sets.select.labels)
+        select = verification(embed(backbone, sets.select, flip=False), sets.select.labels)
         points.append({"alpha": alpha, **figures, "select": select})
+        if alpha == 0:
+            known.write_text(json.dumps(points[0]), encoding="utf-8")
         np.savez(
             target.with_name(f"{target.name} alpha={alpha:g}.npz"),
             rows=rows.astype(np.float16),
@@ -463,35 +472,20 @@ def interpolations(run_dir: Path, result: Any, sets: Sets, target: Path) -> list
     return points
 
 
-def blend(base: Any, result: Any, alpha: float) -> Any:
-    """WiSE-FT (Wortsman et al. 2022, equation 1): (1 - alpha) base + alpha result."""
-    import copy
-
-    import torch
-
-    mixed, ends = copy.deepcopy(base), result.state_dict()
-    mixed.load_state_dict(
-        {key: torch.lerp(start, ends[key], alpha) for key, start in base.state_dict().items()}
-    )
-    return mixed.eval()
-
-
 def slug(name: str) -> str:
     """A file's name without spaces."""
     return name.replace(" ", "_")
 
 
-def run_all(work: Path, jobs: int, only: list[str], limit: int | None) -> None:
-    """Every experiment without a result, ``jobs`` processes at a time."""
+def run_all(work: Path, jobs: int, only: list[str]) -> None:
+    """Every experiment without a result, ``jobs`` processes at a time, one thread each."""
     wanted = [e for e in plan() if not only or e.group in only]
     waiting = [e for e in wanted if not (work / "results" / f"{slug(e.name)}.json").exists()]
-    waiting = waiting[:limit]
     total, began, done = len(waiting), time.monotonic(), 0
     (work / "logs").mkdir(parents=True, exist_ok=True)
     running: dict[str, subprocess.Popen[bytes]] = {}
     failed: list[str] = []
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    surroundings = {**os.environ, "OMP_NUM_THREADS": threads}
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -531,7 +525,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("study"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", action="append", default=[])
-    parser.add_argument("--limit", type=int)
     args = parser.parse_args()
     if args.command == "list":
         for experiment in plan():
@@ -544,7 +537,7 @@ def main() -> None:
     if not (args.faces and args.lfw):
         parser.error("run needs --faces and --lfw")
     prepare(args.faces, args.lfw, args.work)
-    run_all(args.work, args.jobs, args.only, args.limit)
+    run_all(args.work, args.jobs, args.only)
 
 
 if __name__ == "__main__":

@@ -299,10 +299,8 @@ def finetune_differences(
         "|---|---|---|---|",
     ]
     pairs = [
-        ("BroadFace, over cosface", "cosface", "cosface broadface"),
+        ("elastic margin, over cosface", "cosface", "elastic-cos+"),
         ("BroadFace, over elastic-cos+", "elastic-cos+", "elastic-cos+ broadface"),
-        ("elastic margin, plain", "cosface", "elastic-cos+"),
-        ("elastic margin, with BroadFace", "cosface broadface", "elastic-cos+ broadface"),
         ("both", "cosface", "elastic-cos+ broadface"),
     ]
     for alpha in (0.5, 1.0):
