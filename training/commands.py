@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from facerec.errors import ConfigError, FacerecError
+from training.evaluate_command import evaluate as evaluate_command
 
 if TYPE_CHECKING:
     from training.data import FaceSource
     from training.recipe import Recipe
+    from training.trainer import Evaluate
 
 _INTERRUPTED = 130
 
@@ -85,6 +87,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume/--new", help="--new: a folder with a run in it is an error.")
     ] = True,
+    evaluate: Annotated[
+        list[str] | None,
+        typer.Option("--evaluate", metavar="SET", help="Measure on schedule: .bin, LFW, people."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Train on a set of faces as a recipe says; the same command resumes what was stopped.
@@ -92,18 +98,42 @@ def train(
     Example: python -m training train small-data --data celeba112 --run-dir runs/first
 
     Several processes: torchrun --nproc-per-node 4 -m training train ...
+
+    Figures of --evaluate sets are named after them, agedb_30_accuracy; run.best_metric takes one.
     """
     from training.recipe import load_recipe, parse_overrides
     from training.trainer import train as run_training
 
     wanted = load_recipe(recipe).changed(**parse_overrides(settings or []))
     source, held_out = training_data(wanted, data, template=template, size=size, pack=pack)
-    result = run_training(wanted, source, run_dir, held_out=held_out, resume=resume, show=not quiet)
+    on_schedule = scheduled(wanted, evaluate, held_out, pack) if evaluate else None
+    result = run_training(
+        wanted,
+        source,
+        run_dir,
+        held_out=held_out,
+        evaluate=on_schedule,
+        resume=resume,
+        show=not quiet,
+    )
     main = os.environ.get("RANK", "0") == "0"
     if main:
         chosen = result.best_checkpoint or result.checkpoint
         figures = (result.best or {}).get("metrics", {})
         print(f"{chosen}" + "".join(f"\n{key} {value:.4f}" for key, value in figures.items()))
+
+
+def scheduled(recipe: Recipe, sets: list[str], held_out: FaceSource | None, pack: str) -> Evaluate:
+    """What measures ``sets`` and the held-out people on schedule; only rank 0 opens them."""
+    from facerec.packs import find_pack
+    from training.build import preprocessing_of
+    from training.evaluation.schedule import ScheduledEvaluation
+
+    if os.environ.get("RANK", "0") != "0":
+        return lambda _: {}
+    return ScheduledEvaluation(
+        recipe, preprocessing_of(recipe), sets, held_out=held_out, detector=find_pack(pack)
+    )
 
 
 def training_data(
@@ -137,6 +167,9 @@ def training_data(
         return source, None
     split = split_identities(source, val=recipe.data.holdout, seed=recipe.data.holdout_seed)
     return split.train, split.val
+
+
+app.command()(evaluate_command)
 
 
 def main() -> NoReturn:
