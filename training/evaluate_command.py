@@ -84,7 +84,8 @@ def evaluate(
     options = SetOptions(template, size, max_images, chosen)
     opened = open_model(model, flip=flip, device=device, detector=detector)
     with _progress(show=not quiet and sys.stderr.isatty()) as progress:
-        report = run(opened, sets, options, progress=progress)
+        words = ("python", "-m", "training", *sys.argv[1:])
+        report = run(opened, sets, options, progress=progress, command=words)
     for target, text in ((json, report.to_json), (html, lambda: to_html(report))):
         if target is not None:
             try:

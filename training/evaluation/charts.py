@@ -73,7 +73,7 @@ def histogram_picture(shown: Histogram) -> str:
     low, high = shown.edges[0], shown.edges[-1]
     top = max((*shown.genuine, *shown.impostor)) * 1.05
     x = Axis(low, high, _round_ticks(low, high), "cosine")
-    y = Axis(0, top, _round_ticks(0, top)[:-1], "share of the pairs in a bin", percent=True)
+    y = Axis(0, top, _round_ticks(0, top), "share of the pairs in a bin", percent=True)
     parts = []
     for series, shares in enumerate((shown.genuine, shown.impostor)):
         corners = [(low, 0.0)]
@@ -100,7 +100,7 @@ def cmc_picture(found: ClosedSetResult) -> str:
 
 def det_picture(found: OpenSetResult) -> str:
     """FNIR over FPIR, with the two operating points of the table."""
-    x = _decades(found.curve[0][0], "false positive identification rate")
+    x = _decades(found.curve[0][0] / 10, "false positive identification rate")
     top = max(fnir for _, fnir in found.curve)
     top = next((t for t in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8) if top <= t), 1.0)
     y = Axis(0, top, tuple(top * k / 4 for k in range(5)), "FNIR", percent=True)
@@ -122,8 +122,7 @@ def _decades(lowest: float, label: str) -> Axis:
 def _upper(lowest: float, label: str) -> Axis:
     """To 1, from a round number below ``lowest``."""
     floor = next((f for f in (0.95, 0.9, 0.8, 0.6, 0.4, 0.2) if lowest > f), 0.0)
-    ticks = tuple(round(floor + (1 - floor) * k / 5, 4) for k in range(6))
-    return Axis(floor, 1, ticks, label, percent=True)
+    return Axis(floor, 1, _round_ticks(floor, 1), label, percent=True)
 
 
 def _round_ticks(low: float, high: float, wanted: int = 5) -> tuple[float, ...]:

@@ -32,13 +32,13 @@ body{margin:0 auto;max-width:64rem;padding:1.5rem 1rem 4rem;background:var(--bg)
 font:16px/1.5 system-ui,sans-serif}
 h1{font-size:1.5rem;margin:0 0 .25rem}h2{font-size:1.25rem;margin:2.5rem 0 .5rem;
 border-top:1px solid var(--line);padding-top:1.25rem}h3{font-size:1rem;margin:1.5rem 0 .25rem}
-p{margin:.35rem 0}.soft,figcaption,caption{color:var(--soft)}a{color:var(--s0)}
+p{margin:.35rem 0}.soft,figcaption,.caption{color:var(--soft)}a{color:var(--s0)}
 .big{font-size:1.75rem;font-weight:600;line-height:1.2}
 .tiles{display:flex;flex-wrap:wrap;gap:.75rem;margin:1rem 0}
 .tile{background:var(--panel);border-radius:.5rem;padding:.6rem 1rem;flex:1 1 8rem}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem;margin:.5rem 0}
-caption{text-align:left;padding:.25rem 0}
+.caption{font-size:.9rem;margin:1rem 0 0}
 th,td{padding:.3rem .8rem .3rem 0;text-align:right;border-bottom:1px solid var(--line);
 white-space:nowrap}th:first-child,td:first-child{text-align:left}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;font-size:.9rem}
@@ -92,7 +92,7 @@ def _facts(report: EvaluationReport) -> str:
             + ("mean of chip and mirror image" if model.flip else "of the chip alone"),
         ),
         ("Ran on", f"{model.runs_on}; {report.machine}"),
-        ("facerec", report.facerec),
+        ("facerec", report.facerec + (f", git {report.git}" if report.git else "")),
         ("Command", shlex.join(report.command)),
     ]
     return f"<h3>Model</h3>{_list(facts)}"
@@ -234,7 +234,7 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     titles = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
     return (
-        f'<div class="wide"><table><caption>{escape(caption)}</caption><thead><tr>{titles}</tr>'
+        f'<p class="caption">{escape(caption)}</p><div class="wide"><table><thead><tr>{titles}</tr>'
         f"</thead><tbody>{body}</tbody></table></div>"
     )
 

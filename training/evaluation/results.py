@@ -1,11 +1,14 @@
-"""What an evaluation found, as values and as JSON. Imports the core and NumPy only."""
+"""What an evaluation found, as values and as JSON. Imports torch and the core."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,8 +17,9 @@ from facerec import __version__
 from facerec.evaluation import Verification
 from facerec.identification import Searches
 from facerec.metrics import KFoldAccuracy, OpenSetPoint
+from training.logs import git_revision
 
-_BINS = 80
+_BINS = (20, 80)
 _DET_PER_DECADE = 20
 
 
@@ -57,7 +61,8 @@ def histogram(genuine: ArrayLike, impostor: ArrayLike) -> Histogram:
     both = [np.asarray(genuine), np.asarray(impostor)]
     filled = [scores for scores in both if len(scores)]
     low, high = min(float(s.min()) for s in filled), max(float(s.max()) for s in filled)
-    edges = np.linspace(low, max(high, low + 1e-3), _BINS + 1)
+    bins = int(np.clip(np.sqrt(min(len(scores) for scores in filled)), *_BINS))
+    edges = np.linspace(low, max(high, low + 1e-3), bins + 1)
     shares = [np.histogram(scores, edges)[0] / max(1, len(scores)) for scores in both]
     return Histogram(
         tuple(round(float(e), 5) for e in edges),
@@ -153,13 +158,18 @@ class SetResult:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """A model on some sets. date: ISO 8601 with the zone. command: as it was started."""
+    """A model on some sets.
+
+    command: as it was started. date: ISO 8601 with the zone. facerec: the version, and git: the
+    commit of its sources, None where they are in no repository.
+    """
 
     model: ModelDescription
     sets: tuple[SetResult, ...]
     command: tuple[str, ...]
     date: str
     facerec: str
+    git: str | None
     machine: str
 
     def to_json(self) -> str:
@@ -171,14 +181,12 @@ def make_report(
     model: ModelDescription, sets: Sequence[SetResult], command: Sequence[str]
 ) -> EvaluationReport:
     """The report of what was measured just now, here."""
-    import os
-    import platform
-
     return EvaluationReport(
         model=model,
         sets=tuple(sets),
         command=tuple(command),
         date=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         facerec=__version__,
+        git=git_revision(Path(__file__).parent.parent),
         machine=f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
     )
