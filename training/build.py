@@ -282,18 +282,27 @@ def class_means(
 
 
 def _start_from(head: Head, sums: Tensor, counts: Tensor) -> None:
-    """Class weights := the classes' mean directions.
+    """Class weights := the directions of the classes' means, seen from the mean of them all.
+
+    What all weights share moves every logit alike before they are normalised, and afterwards
+    only hides what tells them apart: a network whose embeddings fill a narrow cone (the bundled
+    one: strangers have cosines near 0.85) would start with thousands of weights that are all but
+    parallel, and unlearn the cone first. Where embeddings already surround the origin, the mean
+    of the means is near zero and nothing changes.
 
     Their length is that of randomly drawn weights, ``init_std * sqrt(d)``: a cosine head does
     not see it, but the angle that a step turns them by goes with lr / |w|^2, so that a learning
     rate means the same after either start. A class without a readable image keeps its random
     weight.
     """
-    length = torch.linalg.vector_norm(sums, dim=1, keepdim=True)
+    seen = (counts > 0)[:, None]
+    means = torch.where(seen, sums / counts.clamp_min(1)[:, None], 0)
+    means = means - means.sum(0) / seen.sum().clamp_min(1)
+    length = torch.linalg.vector_norm(means, dim=1, keepdim=True)
     wanted = head.options.init_std * math.sqrt(head.embedding_dim)
-    means = sums / length.clamp_min(1e-12) * wanted
-    usable = (length > 1e-6) & (counts > 0)[:, None]
-    head.load_full_weight(torch.where(usable, means, head.full_weight()))
+    usable = (length > 1e-6) & seen
+    weights = means / length.clamp_min(1e-12) * wanted
+    head.load_full_weight(torch.where(usable, weights, head.full_weight()))
 
 
 def _keep(head: Head, started: State, source: FaceSource, origin: str) -> None:

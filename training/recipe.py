@@ -123,7 +123,7 @@ class StartSection(_Section):
     checkpoint: str | None = None
     """A checkpoint of a run: its backbone, the averaged one if the run kept an average."""
     class_weights: Literal["random", "class-means", "keep"] = "random"
-    """``"class-means"``: of the starting backbone's embeddings, unit length, averaged.
+    """``"class-means"``: of the starting backbone's unit embeddings, less the mean of them all.
     ``"keep"``: the checkpoint's, for the same classes."""
     distil: float = Field(default=0.0, ge=0)
     """Weight of the mean of ``1 - cos(e, e_start)`` in the loss; 0: none."""
