@@ -63,6 +63,8 @@ FINETUNE = {
 }
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0)
+ENDS = (0.0, 0.5, 1.0)
+"""Where the runs that are only compared with are looked at."""
 
 SMALL: dict[str, Any] = {
     "name": "study",
@@ -77,7 +79,7 @@ SMALL: dict[str, Any] = {
     "optim": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "clip": 5.0},
     "schedule": {"kind": "cosine", "warmup_epochs": 0.5},
     "run": {
-        "epochs": 5,
+        "epochs": 4,
         "batch_size": 128,
         "evaluate_every": 0,
         "keep_last": 1,
@@ -171,7 +173,7 @@ def fine(loss: str, queue: int) -> dict[str, Any]:
     tables["broadface"]["queue_size"] = queue
     tables["data"] |= {"workers": 0, "holdout": 0.0}
     tables["run"] |= {"evaluate_every": 0, "keep_last": 1, "log_every": 20, "tensorboard": False}
-    tables["run"] |= {"checkpoint_every": 100, "epochs": 3}
+    tables["run"] |= {"checkpoint_every": 100, "epochs": 2}
     return tables
 
 
@@ -407,7 +409,8 @@ def run_one(name: str, work: Path) -> None:
             weights=_class_weights(weights),
         )
     elif experiment.group == "finetune":
-        report["path"] = interpolations(run_dir, backbone, sets, embeddings / slug(name))
+        alphas = ALPHAS if experiment.recipe["broadface"]["queue_size"] else ENDS
+        report["path"] = interpolations(run_dir, backbone, sets, embeddings / slug(name), alphas)
     else:
         figures, rows = figures_of(backbone, sets)
         report |= figures
@@ -440,15 +443,17 @@ def _class_weights(state: Any) -> np.ndarray:
     return weights
 
 
-def interpolations(run_dir: Path, result: Any, sets: Sets, target: Path) -> list[dict[str, Any]]:
-    """Figures at every alpha from the start (0) to the result (1) of a run; WiSE-FT."""
+def interpolations(
+    run_dir: Path, result: Any, sets: Sets, target: Path, alphas: tuple[float, ...]
+) -> list[dict[str, Any]]:
+    """Figures at ``alphas`` from the start (0) to the result (1) of a run; WiSE-FT."""
     from training.checkpoint import load_network
     from training.interpolate import interpolate
     from training.setup import START
 
     base = load_network(run_dir / START)
     points: list[dict[str, Any]] = []
-    for alpha in ALPHAS:
+    for alpha in alphas:
         known = target.parent.parent / "base.json"
         if alpha == 0 and known.exists():  # the same for all of them
             points.append(json.loads(known.read_text(encoding="utf-8")))

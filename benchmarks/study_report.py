@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.study import (  # noqa: E402 - the repository's root must be on the path first
-    ALPHAS,
     FINETUNE,
     LOSSES,
     MARGINS,
@@ -309,8 +308,10 @@ def finetune_differences(
                 a, b = (f"finetune {x} alpha={alpha:g}" for x in (left, right))
                 change = 100 * (replicates(b) - replicates(a))
                 low, high = np.percentile(change, (2.5, 97.5))
-                at = ALPHAS.index(alpha)
-                points = [p[at]["test"]["tar"][FAR] for p in (paths[left], paths[right])]
+                points = [
+                    next(p for p in paths[x] if p["alpha"] == alpha)["test"]["tar"][FAR]
+                    for x in (left, right)
+                ]
                 mean = 100 * (points[1] - points[0])
                 lines.append(
                     f"| alpha {alpha:g} | {label} | {mean:+.1f} | {low:+.1f} to {high:+.1f} |"
