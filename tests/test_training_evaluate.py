@@ -1,55 +1,48 @@
-"""Evaluation against scalar oracles: .bin files, LFW folders, people, templates, the schedule."""
+"""Evaluation of pairs, people and LFW folders against scalar oracles, by packs and checkpoints."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import math
 import re
 from collections import defaultdict
-from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from facerec.alignment import find_template
-from facerec.errors import ConfigError, FacerecError, ImageError, ModelError
 from facerec.evaluation import evaluate_lfw
 from facerec.identification import search_first_photos, single_photos
 from facerec.image import load_image, to_jpeg
 from facerec.packs.manifest import Pack
 from facerec.pipeline import Pipeline
+from tests.evaluation_oracles import (
+    STORED,
+    accuracy_bounds,
+    embedding,
+    png,
+    save_checkpoint,
+    tar_oracle,
+    tiny_network,
+    unit,
+    write_pairs_bin,
+)
 from tests.training_runs import (
     SIZE,
     blob_chips,
     blobs,
-    finish,
     one_thread,
-    start,
     tiny,
     write_blobs,
 )
 from training.backbones import Backbone, create_backbone
-from training.checkpoint import CheckpointFolder
-from training.commands import app
 from training.data import MemorySource, write_verification_bin
-from training.evaluate import SetOptions, evaluate, open_model, open_set
+from training.evaluate import evaluate, open_model
 from training.evaluation.identification import identify
-from training.evaluation.ijb import people_of, read_templates
 from training.evaluation.models import Chips, Model, TorchModel, embed_chips, regrouped
 from training.evaluation.people import PeopleSet, some_people
-from training.evaluation.report import to_html
 from training.evaluation.schedule import ScheduledEvaluation
 from training.evaluation.sets import PairSet
-from training.evaluation.summary import format_text
-from training.trainer import train
-
-STORED = SetOptions(template="arcface-112", size=SIZE)
 
 
 @pytest.fixture(autouse=True)
@@ -60,69 +53,12 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def network() -> Backbone:
-    torch.manual_seed(4)
-    return create_backbone("mobilefacenet-paper", 16, width=0.25, input_size=SIZE).eval()
+    return tiny_network()
 
 
 @pytest.fixture(scope="module")
 def model(network: Backbone) -> Model:
     return TorchModel(network, name="tiny")
-
-
-def png(chip: np.ndarray) -> bytes:
-    return cv2.imencode(".png", np.ascontiguousarray(chip[:, :, ::-1]))[1].tobytes()
-
-
-def write_pairs_bin(path: Path, pairs: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A .bin of blob people; its chips (2p, S, S, 3) and issame (p,)."""
-    chips, labels = blob_chips(8, 6, seed)
-    rng = np.random.default_rng(seed)
-    rows, same = [], []
-    for at in range(pairs):
-        person, other = rng.choice(8, 2, replace=False)
-        genuine = at % 3 > 0
-        left, right = rng.choice(np.flatnonzero(labels == person), 2, replace=False)
-        rows += [left, right if genuine else rng.choice(np.flatnonzero(labels == other))]
-        same.append(genuine)
-    write_verification_bin(path, [png(chips[row]) for row in rows], same)
-    return chips[rows], np.array(same)
-
-
-def embedding(network: Backbone, chip: np.ndarray, *, flip: bool) -> np.ndarray:
-    """One chip at a time, by the network's own preprocessing; not of unit length."""
-    total = np.zeros(network.embedding_dim)
-    for view in (chip, chip[:, ::-1]) if flip else (chip,):
-        pixels = torch.from_numpy(view.transpose(2, 0, 1).copy())[None]
-        with torch.no_grad():
-            total += network(network.preprocessing.apply(pixels))[0].double().numpy()
-    return total
-
-
-def unit(vector: np.ndarray) -> np.ndarray:
-    return vector / math.sqrt(sum(float(v) ** 2 for v in vector))
-
-
-def tar_oracle(genuine: list[float], impostor: list[float], far: float) -> float:
-    """Of all thresholds with a share of impostors accepted of at most ``far``, the best TAR."""
-    best = 0.0
-    for threshold in [*genuine, *impostor, 2.0]:
-        if sum(i >= threshold for i in impostor) / len(impostor) <= far:
-            best = max(best, sum(g >= threshold for g in genuine) / len(genuine))
-    return best
-
-
-def accuracy_bounds(scores: list[float], same: list[bool], folds: int) -> list[set[float]]:
-    """Per fold, its accuracy at every threshold that is best on the others."""
-    parts = np.array_split(np.arange(len(scores)), folds)
-    result = []
-    for part in parts:
-        rest = [i for i in range(len(scores)) if i not in part]
-        cuts = sorted(scores[i] for i in rest)
-        middles = [(a + b) / 2 for a, b in itertools.pairwise(cuts)]
-        right = {t: sum((scores[i] >= t) == same[i] for i in rest) for t in (*middles, -2.0, 2.0)}
-        best = [t for t, count in right.items() if count == max(right.values())]
-        result.append({sum((scores[i] >= t) == same[i] for i in part) / len(part) for t in best})
-    return result
 
 
 # --- models ------------------------------------------------------------------------------
@@ -162,18 +98,6 @@ def test_batches_of_any_sizes_are_regrouped_and_rows_stay_in_place(model: Model)
     assert embedded.found.tolist() == present.tolist()
     assert not embedded.rows[~present].any()
     assert embedded.rows[present] == pytest.approx(model.embed(chips[present]), abs=1e-6)
-
-
-def save_checkpoint(folder: Path, backbone: Backbone, *, step: int = 7, best: bool = False) -> Path:
-    state = {
-        "format": 1,
-        "recipe": {},
-        "backbone_arguments": backbone.arguments,
-        "backbone": backbone.state_dict(),
-        "ema": None,
-        "step": step,
-    }
-    return CheckpointFolder(folder / "checkpoints").save(state, best=best)
 
 
 def test_a_run_stands_for_its_best_checkpoint_else_its_newest(tmp_path, network: Backbone):
@@ -465,334 +389,6 @@ def test_lfw_itself_as_the_facerec_command_measures_it(
     assert result.pairs[1].rates == expected.all_pairs
 
 
-# --- templates ---------------------------------------------------------------------------
-
-
-def write_ijb(folder: Path, prefix: str = "ijbc", templates: int = 12) -> dict:
-    """A dozen templates of four people: stills, and videos of several frames."""
-    rng = np.random.default_rng(8)
-    (folder / "meta").mkdir(parents=True)
-    (folder / "loose_crop").mkdir()
-    points = find_template("arcface-112").scaled_to(SIZE)
-    media, landmarks, where = [], [], {}
-    for template in range(templates):
-        for item in range(2):
-            for _ in range(3 if (template + item) % 3 == 0 else 1):
-                name = f"{len(media) + 1}.png"
-                chip = blob_chips(4, 1, seed=5)[0][template % 4]
-                noisy = (chip + rng.normal(0, 30, chip.shape)).clip(0, 255).astype(np.uint8)
-                image = np.pad(noisy, ((7, 3), (5, 9), (0, 0)))
-                (folder / "loose_crop" / name).write_bytes(png(image))
-                at = points + np.array([5, 7])  # the chip, whole pixels away
-                score = round(float(rng.uniform(0.5, 1)), 3)
-                numbers = " ".join(f"{v:.6f}" for v in at.ravel())
-                media.append(f"{name} {100 + template} {10 * template + item}")
-                landmarks.append(f"{name} {numbers} {score}")
-                where.setdefault(100 + template, {}).setdefault(10 * template + item, []).append(
-                    (noisy, score)
-                )
-    pairs = [(100 + a, 100 + b, int(a % 4 == b % 4)) for a in range(templates) for b in range(a)]
-    rng.shuffle(landmarks)
-    meta = folder / "meta"
-    (meta / f"{prefix}_face_tid_mid.txt").write_text("\n".join(media) + "\n")
-    (meta / f"{prefix}_name_5pts_score.txt").write_text("\n".join(landmarks) + "\n")
-    (meta / f"{prefix}_template_pair_label.txt").write_text(
-        "\n".join(" ".join(map(str, pair)) for pair in pairs) + "\n"
-    )
-    return {"where": where, "pairs": pairs}
-
-
-@pytest.mark.parametrize("weights", [("detector", "norm"), ("detector",), ("norm",), ()])
-def test_templates_against_the_protocol_read_aloud(
-    tmp_path, network: Backbone, model: Model, weights
-):
-    made = write_ijb(tmp_path / "IJB-C")
-    features = {}
-    for template, items in made["where"].items():
-        total = np.zeros(16)
-        for frames in items.values():
-            mean = np.zeros(16)
-            for chip, score in frames:
-                vector = embedding(network, chip, flip=True)
-                if "norm" not in weights:
-                    vector = unit(vector)
-                if "detector" in weights:
-                    vector = vector * score
-                mean += vector / len(frames)
-            total += mean
-        features[template] = unit(total)
-    scores = [(float(features[a] @ features[b]), bool(same)) for a, b, same in made["pairs"]]
-    genuine = [score for score, same in scores if same]
-    impostor = [score for score, same in scores if not same]
-
-    opened = open_set(
-        tmp_path / "IJB-C", model.preprocessing, model.detector_pack, SetOptions(weights=weights)
-    )
-    found = opened.template_features(model)
-    assert found == pytest.approx(np.stack([features[t] for t in sorted(features)]), abs=2e-4)
-    result = opened.measure(model)
-    assert (result.name, result.kind, result.people) == ("ijbc", "ijb", 4)
-    curve = result.pairs[0].rates.curve
-    assert (curve.genuine, curve.impostor) == (len(genuine), len(impostor)) == (12, 54)
-    for point in result.pairs[0].rates.points:
-        assert 1 - point.point.fnmr == pytest.approx(
-            tar_oracle(genuine, impostor, point.point.fmr), abs=1.5 / len(genuine)
-        )
-    assert f"weighted by: {', '.join(weights) or 'nothing'}" in " ".join(result.how)
-
-
-def test_templates_that_genuine_pairs_join_are_one_person(tmp_path):
-    write_ijb(tmp_path)
-    protocol = read_templates(tmp_path / "meta", "ijbc")
-    assert people_of(protocol).tolist() == [0, 1, 2, 3] * 3
-    pairs = tmp_path / "meta" / "ijbc_template_pair_label.txt"
-    pairs.write_text("100 108 1\n101 102 0\n\n105 101 1\n108 104 1\n")
-    labels = people_of(read_templates(tmp_path / "meta", "ijbc"))
-    groups = {frozenset(np.flatnonzero(labels == who).tolist()) for who in labels}
-    assert {frozenset({0, 4, 8}), frozenset({1, 5}), frozenset({2})} <= groups
-    assert len(groups) == 9
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new", "message"),
-    [
-        ("face_tid_mid", "\n2.png 100 ", "\n2.png 1x0 ", r"face_tid_mid.txt, line 2: template and"),
-        ("face_tid_mid", "\n2.png 100 ", "\n2.png ", r"line 2: expected 'IMAGE TEMPLATE MEDIA'"),
-        ("face_tid_mid", "\n2.png", "\n../2.png", r"line 2: '../2.png' is no name of a file"),
-        ("face_tid_mid", "\n2.png", "\n2222.png", r"line 2: '2222.png' has no landmarks in"),
-        ("name_5pts_score", None, None, r"5pts_score.txt, line 1: expected 'IMAGE X Y"),
-        ("template_pair_label", "102 100 0", "102 100 2", r"pair_label.txt, line 2: the label is"),
-        ("template_pair_label", "102 100 0", "102 999 0", r"line 2: template 999 has no image"),
-        ("template_pair_label", "102 100 0", "102 100", r"line 2: expected 'TEMPLATE TEMPLATE LAB"),
-        ("template_pair_label", "102 100 0", "102 x 0", r"line 2: expected 'TEMPLATE TEMPLATE LAB"),
-        ("template_pair_label", " 1\n", " 0\n", r"0 of 66 pairs are genuine"),
-    ],
-)
-def test_a_wrong_list_is_named_with_its_line(tmp_path, model: Model, name, old, new, message):
-    write_ijb(tmp_path)
-    path = tmp_path / "meta" / f"ijbc_{name}.txt"
-    text = path.read_text()
-    if old is None:  # the score is missing
-        old = text.splitlines()[0]
-        new = old.rsplit(" ", 1)[0]
-    assert old in text
-    path.write_text(text.replace(old, new))
-    with pytest.raises(ConfigError, match=message):
-        open_set(tmp_path, model.preprocessing, model.detector_pack)
-
-
-def test_missing_files_of_templates(tmp_path, model: Model):
-    write_ijb(tmp_path)
-    (tmp_path / "loose_crop" / "3.png").unlink()
-    with pytest.raises(ConfigError, match=r"1 of the \d+ images of the protocol.*3.png"):
-        open_set(tmp_path, model.preprocessing, model.detector_pack)
-    landmarks = tmp_path / "meta" / "ijbc_name_5pts_score.txt"
-    doubled = landmarks.read_text()
-    landmarks.write_text(doubled + doubled.splitlines()[0])
-    with pytest.raises(ConfigError, match="is listed a second time"):
-        open_set(tmp_path, model.preprocessing, model.detector_pack)
-    landmarks.unlink()
-    with pytest.raises(ConfigError, match=r"5pts_score.txt: no such file; the template protocol"):
-        open_set(tmp_path, model.preprocessing, model.detector_pack)
-    (tmp_path / "meta" / "ijbc_face_tid_mid.txt").unlink()
-    with pytest.raises(ConfigError, match=r"no list of images, such as ijbc_face_tid_mid.txt"):
-        open_set(tmp_path, model.preprocessing, model.detector_pack)
-
-
-# --- reports -----------------------------------------------------------------------------
-
-
-class _Page(HTMLParser):
-    """Names, references and whether tags close in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.references: list[str] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.references += [v or "" for k, v in attrs if k in ("src", "href", "data", "action")]
-        if tag not in ("meta", "link", "br", "img", "path", "circle", "polyline", "polygon"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.references += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def test_the_page_holds_every_set_and_refers_to_nothing_outside(tmp_path, model: Model):
-    write_pairs_bin(tmp_path / "one&two.bin")
-    write_ijb(tmp_path / "templates", "ijbb")
-    people = write_blobs(tmp_path / "people", 60, 4)
-    report = evaluate(
-        model,
-        [tmp_path / "one&two.bin", tmp_path / "templates", people],
-        STORED,
-        command=["python", "<x>"],
-    )
-    html = to_html(report)
-    page = _Page()
-    page.feed(html)
-    assert page.open == []
-    assert page.references == ["#set0", "#set1", "#set2"]
-    assert not re.search(r"url\(|@import|<script|<link|https?://", html)
-    text = " ".join(page.text)
-    for name in ("one_two", "ijbb", "people", "tiny", "python '<x>'", report.date):
-        assert name in text
-    assert 'name="viewport"' in html and "prefers-color-scheme:dark" in html
-    pictures = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html)]
-    assert len(pictures) == 2 + 2 + 4  # ROC and similarities; people also CMC and open set
-    for picture in pictures:
-        for line in picture.iter("polyline"):
-            places = [tuple(map(float, p.split(","))) for p in line.get("points", "").split()]
-            assert len(places) > 1
-            assert all(0 <= x <= 460 and 0 <= y <= 300 for x, y in places)
-    raw = json.loads(report.to_json())
-    assert [item["name"] for item in raw["sets"]] == ["one_two", "ijbb", "people"]
-    assert raw["sets"][0]["accuracy"]["mean"] == report.sets[0].accuracy.mean
-    lines = format_text(report).splitlines()
-    assert lines[2].split() == [
-        "set",
-        "images",
-        "accuracy",
-        "TAR@1e-3",
-        "TAR@1e-4",
-        "EER",
-        "rank",
-        "1",
-    ]
-    assert [line.split()[0] for line in lines[3:6]] == ["one_two", "ijbb", "people"]
-
-
-def test_the_command_writes_both_reports(tmp_path, network: Backbone):
-    save_checkpoint(tmp_path / "run", network)
-    write_pairs_bin(tmp_path / "pairs.bin")
-    words = ["evaluate", str(tmp_path / "run"), str(tmp_path / "pairs.bin"), "--device", "cpu"]
-    words += ["--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html"), "--no-flip"]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert done.exit_code == 0
-    raw = json.loads((tmp_path / "r.json").read_text())
-    assert raw["model"]["flip"] is False
-    assert f"{100 * raw['sets'][0]['accuracy']['mean']:.2f} ±" in done.stdout
-    assert "Evaluation of run/step-000000007.pt" in (tmp_path / "r.html").read_text()
-
-
-# --- what is wrong is said ---------------------------------------------------------------
-
-
-def test_the_command_says_what_is_wrong_and_exits_as_the_others(tmp_path):
-    process = start(["training", "evaluate", "bundled", str(tmp_path / "nothing.bin")])
-    said = process.communicate()[0]
-    assert process.returncode == 2
-    assert "nothing.bin: cannot be read" in said and "Traceback" not in said
-
-
-def test_wrong_models_and_sets(tmp_path, network: Backbone, model: Model):
-    def refused(error: type[FacerecError], message: str, path: Path, **options) -> None:
-        with pytest.raises(error, match=message):
-            evaluate(model, [path], SetOptions(**options) if options else STORED)
-
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"neither a pack.*nor a training run.*nor a checkpoint"):
-        open_model(tmp_path / "empty")
-    with pytest.raises(ModelError, match=r"there is no pack 'bundeld'. Did you mean"):
-        open_model("bundeld")
-    (tmp_path / "broken.pt").write_bytes(b"x")
-    with pytest.raises(ModelError, match="damaged, or not a checkpoint"):
-        open_model(tmp_path / "broken.pt")
-    refused(ConfigError, "no such file or folder; a set is", tmp_path / "nowhere")
-    refused(ConfigError, "no images", tmp_path / "empty")
-    (tmp_path / "no.bin").write_bytes(b"x")
-    refused(ConfigError, "not a verification set", tmp_path / "no.bin")
-    image = png(blob_chips(1, 1)[0][0])
-    write_verification_bin(tmp_path / "few.bin", [image] * 18, [True, False, True] * 3)
-    refused(ConfigError, "6 genuine and 3 impostor pairs.*needs 10", tmp_path / "few.bin")
-    write_verification_bin(tmp_path / "one.bin", [image] * 24, [True] * 12)
-    refused(ConfigError, "12 genuine and 0 impostor pairs", tmp_path / "one.bin")
-    write_verification_bin(tmp_path / "bad.bin", [image] * 23 + [b"?"], [True, False] * 6)
-    refused(ImageError, "bad.bin, image 23: not an image", tmp_path / "bad.bin")
-    wide = png(np.zeros((20, 30, 3), np.uint8))
-    write_verification_bin(tmp_path / "wide.bin", [wide] * 24, [True, False] * 6)
-    refused(ImageError, "wide.bin, image 0: 30x20 pixels", tmp_path / "wide.bin")
-    write_ijb(tmp_path / "ijb")
-    refused(
-        ConfigError,
-        "weights: detector, norm or none, got size",
-        tmp_path / "ijb",
-        weights=("size",),
-    )
-    alone = write_blobs(tmp_path / "alone", 5, 1)
-    refused(ConfigError, "5 people with at most 1 photos each", alone)
-    zero = create_backbone("mobilefacenet-paper", 16, width=0.25, input_size=SIZE)
-    for parameter in zero.parameters():
-        torch.nn.init.zeros_(parameter)
-    write_pairs_bin(tmp_path / "fine.bin")
-    with pytest.raises(ModelError, match="zeros: gave NaN, infinity or zero"):
-        evaluate(TorchModel(zero, name="zeros"), [tmp_path / "fine.bin"])
-
-
-# --- on schedule -------------------------------------------------------------------------
-
-
-def test_a_run_follows_sets_and_one_of_them_chooses_the_best(tmp_path: Path):
-    write_pairs_bin(tmp_path / "agedb_30.bin", seed=1)
-    people = write_blobs(tmp_path / "others", 6, 4, seed=2)
-    recipe = tiny(run__best_metric="agedb_30_accuracy", run__epochs=3)
-    seen = ScheduledEvaluation(
-        recipe,
-        create_backbone(**recipe.backbone.arguments()).preprocessing,
-        [tmp_path / "agedb_30.bin", people],
-        held_out=blobs(5, 4, seed=3),
-        options=STORED,
-    )
-    (tmp_path / "gone").mkdir()
-    result = train(recipe, blobs(), tmp_path / "run", evaluate=seen)
-    (tmp_path / "agedb_30.bin").rename(tmp_path / "gone" / "agedb_30.bin")  # decoded once, kept
-    train(recipe, blobs(), tmp_path / "second", evaluate=seen)
-    (tmp_path / "gone" / "agedb_30.bin").rename(tmp_path / "agedb_30.bin")
-    summary = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert json.loads((tmp_path / "second" / "metrics.json").read_text()) == summary
-    figures = [entry["metrics"] for entry in summary["history"]]
-    assert len(figures) == 3
-    for name in (
-        *("held_out_tar_at_far_0.001", "held_out_eer"),
-        *("agedb_30_accuracy", "agedb_30_tar_at_far_0.001", "agedb_30_eer"),
-        *("others_tar_at_far_0.001", "others_eer", "others_rank_1"),
-    ):
-        assert all(0 <= entry[name] <= 1 for entry in figures)
-    accuracies = [entry["agedb_30_accuracy"] for entry in figures]
-    assert summary["best"]["metric"] == "agedb_30_accuracy"
-    assert summary["best"]["metrics"]["agedb_30_accuracy"] == max(accuracies)
-    assert result.best_checkpoint is not None
-    [bin_set, people_set] = evaluate(
-        open_model(tmp_path / "run", device="cpu"), [tmp_path / "agedb_30.bin", people], STORED
-    ).sets
-    best = summary["best"]["metrics"]
-    assert bin_set.accuracy is not None and people_set.closed_set is not None
-    assert bin_set.accuracy.mean == pytest.approx(best["agedb_30_accuracy"])
-    assert people_set.pairs[0].rates.eer == pytest.approx(best["others_eer"], abs=1e-6)
-    assert people_set.closed_set.cmc[0] == pytest.approx(best["others_rank_1"])
-
-
-def test_a_schedule_refuses_what_it_cannot_follow(tmp_path: Path, network: Backbone, model: Model):
-    write_pairs_bin(tmp_path / "a.bin")
-    (tmp_path / "sub").mkdir()
-    write_pairs_bin(tmp_path / "sub" / "a.bin")
-    write_ijb(tmp_path / "ijb")
-    with pytest.raises(ConfigError, match=r"sub/a.bin: .*a.bin is called 'a' too"):
-        ScheduledEvaluation(
-            tiny(), network.preprocessing, [tmp_path / "a.bin", tmp_path / "sub" / "a.bin"]
-        )
-    with pytest.raises(ConfigError, match="IJB takes too long to be measured on schedule"):
-        ScheduledEvaluation(tiny(), network.preprocessing, [tmp_path / "ijb"])
-
-
 def test_lfw_on_schedule(album: Path, bundled_pack: Pack):
     """The photos are detected once; the held chips give what the photos gave."""
     backbone = create_backbone("mobilefacenet-paper", 16, width=0.25, input_size=SIZE)
@@ -804,20 +400,6 @@ def test_lfw_on_schedule(album: Path, bundled_pack: Pack):
     [result] = evaluate(TorchModel(backbone), [album]).sets
     assert result.accuracy is not None
     assert figures[f"{name}_accuracy"] == pytest.approx(result.accuracy.mean)
-
-
-def test_the_training_command_follows_sets(tmp_path: Path):
-    write_pairs_bin(tmp_path / "pairs.bin")
-    data = write_blobs(tmp_path / "faces", 8, 4)
-    recipe = tmp_path / "tiny.toml"
-    recipe.write_text(tiny(run__epochs=1).to_toml())
-    words = ["training", "train", str(recipe), "--data", str(data), "--quiet"]
-    words += ["--run-dir", str(tmp_path / "run"), "--template", "arcface-112", "--size", str(SIZE)]
-    words += ["--evaluate", str(tmp_path / "pairs.bin")]
-    said = finish([start([*words, "--set", "run.best_metric=pairs_accuracy"])])[0]
-    assert "best.pt" in said and "pairs_accuracy" in said
-    summary = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert summary["best"]["metric"] == "pairs_accuracy"
 
 
 def test_people_in_memory_are_measured_without_a_folder(model: Model):

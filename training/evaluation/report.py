@@ -33,9 +33,9 @@ font:16px/1.5 system-ui,sans-serif}
 h1{font-size:1.5rem;margin:0 0 .25rem}h2{font-size:1.25rem;margin:2.5rem 0 .5rem;
 border-top:1px solid var(--line);padding-top:1.25rem}h3{font-size:1rem;margin:1.5rem 0 .25rem}
 p{margin:.35rem 0}.soft,figcaption,.caption{color:var(--soft)}a{color:var(--s0)}
-.big{font-size:1.75rem;font-weight:600;line-height:1.2}
+.big{font-size:1.5rem;font-weight:600;line-height:1.3;white-space:nowrap}
 .tiles{display:flex;flex-wrap:wrap;gap:.75rem;margin:1rem 0}
-.tile{background:var(--panel);border-radius:.5rem;padding:.6rem 1rem;flex:1 1 8rem}
+.tile{background:var(--panel);border-radius:.5rem;padding:.6rem 1rem;flex:1 1 10rem}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem;margin:.5rem 0}
 .caption{font-size:.9rem;margin:1rem 0 0}
