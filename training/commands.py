@@ -14,6 +14,26 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from facerec.errors import ConfigError, FacerecError
+from facerec.training_options import (
+    AlphaOption,
+    DataOption,
+    DistilOption,
+    Fp32Option,
+    FromOption,
+    GuardOption,
+    KeepOption,
+    LicenceOption,
+    NameOption,
+    OutputOption,
+    QuietOption,
+    RecipeOption,
+    ReportOnlyOption,
+    RunDirOption,
+    SetOption,
+    SizeOption,
+    TemplateOption,
+    ToleranceOption,
+)
 from training.evaluate_command import evaluate as evaluate_command
 
 if TYPE_CHECKING:
@@ -121,6 +141,66 @@ def train(
         chosen = result.best_checkpoint or result.checkpoint
         figures = (result.best or {}).get("metrics", {})
         print(f"{chosen}" + "".join(f"\n{key} {value:.4f}" for key, value in figures.items()))
+
+
+@app.command()
+def retrain(
+    data: DataOption,
+    output: OutputOption,
+    start: FromOption = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    guard: GuardOption = None,
+    tolerance: ToleranceOption = None,
+    alpha: AlphaOption = None,
+    distil: DistilOption = None,
+    run_dir: RunDirOption = None,
+    name: NameOption = None,
+    licence: LicenceOption = None,
+    template: TemplateOption = None,
+    size: SizeOption = None,
+    pack: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|DIR", help="Whose detector is used.  [default: the base's]"),
+    ] = None,
+    keep_anyway: KeepOption = False,
+    report_only: ReportOnlyOption = False,
+    fp32_only: Fp32Option = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a pack further on your people, and say whether the new one is better.
+
+    Exit code 0 if it is, 1 if it is not or that cannot be told; the pack is written unless it
+    is worse. The same command goes on with what was interrupted.
+
+    Example: python -m training retrain --data photos --guard lfw -o packs/mine
+    """
+    from training.recipe import parse_overrides
+    from training.retrain import Options
+    from training.retrain import retrain as run_retraining
+
+    options = Options(
+        start=start,
+        recipe=recipe,
+        overrides=parse_overrides(settings or []),
+        guard=guard,
+        tolerance=None if tolerance is None else tolerance / 100,
+        alpha=alpha,
+        distil=distil,
+        pack=pack,
+        template=template,
+        size=size,
+        run_dir=run_dir,
+        name=name,
+        licence=licence,
+        keep_anyway=keep_anyway,
+        report_only=report_only,
+        variants=() if fp32_only else ("float16", "int8"),
+    )
+    report = run_retraining(data, output, options, show=not quiet)
+    print(report.to_json() if json else report.to_text())
+    raise typer.Exit(0 if report.verdict == "better" else 1)
 
 
 def scheduled(recipe: Recipe, sets: list[str], held_out: FaceSource | None, pack: str) -> Evaluate:

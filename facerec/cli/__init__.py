@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from facerec.cli import care, recognise, train
+from facerec.cli import care, recognise, retrain, train
 from facerec.cli.care import evaluate_app
 from facerec.cli.common import print_json
 from facerec.cli.packs import packs_app
@@ -39,6 +39,7 @@ app.add_typer(people_app, name="people")
 app.add_typer(packs_app, name="packs", invoke_without_command=True)
 app.add_typer(evaluate_app, name="evaluate")
 app.command()(train.export)
+app.command()(retrain.retrain)
 app.command()(care.doctor)
 app.command()(care.demo)
 
