@@ -163,7 +163,7 @@ class BroadFace(nn.Module):
         The queue is no buffer, because DistributedDataParallel would overwrite every rank's
         with that of rank 0.
         """
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         like = self.head.weight
         self.embeddings = self.embeddings.to(like.device, like.dtype)
         self.weights = self.weights.to(like.device, like.dtype)
@@ -241,6 +241,8 @@ def drift(stored: Tensor, then: Tensor, now: Tensor, kind: Drift) -> Tensor:
     length = torch.linalg.vector_norm(stored, dim=1)[:, None]
     inverse_then = inverse_length(torch.linalg.vector_norm(then, dim=1))[:, None]
     if kind == "raw":
-        return length * inverse_then * (now - then)
+        moved: Tensor = length * inverse_then * (now - then)
+        return moved
     inverse_now = inverse_length(torch.linalg.vector_norm(now, dim=1))[:, None]
-    return length * (now * inverse_now - then * inverse_then)
+    turned: Tensor = length * (now * inverse_now - then * inverse_then)
+    return turned

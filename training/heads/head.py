@@ -151,7 +151,9 @@ class Head(nn.Module):
             place[index] = torch.arange(len(index), device=own.device)
             own = place[own]
         problem = self._problem(rows, own, margins)
-        loss: Tensor = SoftmaxLoss.apply(embeddings, weight, bias, problem, needs, tell)
+        loss: Tensor = SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
+            embeddings, weight, bias, problem, needs, tell
+        )
         penalty = self._penalty(embeddings)
         return loss if penalty is None else loss + penalty
 
@@ -292,7 +294,7 @@ class Head(nn.Module):
         return keys.topk(count).indices.sort().values.to(own.device)
 
     def _target(self, features: Tensor, own: Tensor, margins: Margins) -> Tensor:
-        psi: Tensor = TargetLogits.apply(
+        psi: Tensor = TargetLogits.apply(  # type: ignore[no-untyped-call]
             features, own, margins, self.options.gradient == "straight-through"
         )
         return psi * self.options.scale

@@ -164,7 +164,7 @@ class AdaMargin(MarginPolicy):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move with the module, but stay float64: ``head.half()`` must not round statistics."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.mean, self.std = self.mean.double(), self.std.double()
         return self
 
