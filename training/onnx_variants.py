@@ -29,7 +29,7 @@ CALIBRATION_IMAGES = 256
 JUDGING_IMAGES = 64
 """Kept back from calibration to choose the method by."""
 _BATCH = 8
-_LARGEST_FLOAT16 = 65504.0
+LARGEST_FLOAT16 = 65504.0
 
 Blob = NDArray[np.float32]
 """(n, 3, S, S), preprocessed."""
@@ -52,11 +52,12 @@ class Quantised:
         )
 
 
-def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and arithmetic in float16, input and output float32.
+def to_float16(model: onnx.ModelProto, images: Blob) -> tuple[onnx.ModelProto, float]:
+    """Weights and arithmetic in float16, input and output float32; and the largest activation.
 
-    Raises ModelError for a weight that float16 cannot hold. Whether an activation overflows
-    only images can tell: the pipeline refuses infinity.
+    images: (n, 3, S, S) preprocessed, to see how large activations become. That has to be looked
+    at in float32: onnxruntime computes much of a float16 graph in float32 on a CPU, where nothing
+    overflows that would on a GPU. Raises ModelError for a weight or an activation beyond float16.
     """
     from onnx import TensorProto, numpy_helper
 
@@ -64,18 +65,49 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in simple.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
             largest = float(np.abs(numpy_helper.to_array(tensor)).max(initial=0))
-            if not largest <= _LARGEST_FLOAT16:
-                raise ModelError(
-                    f"{model.graph.name}: weight {tensor.name} reaches {largest:.3g}, beyond "
-                    "float16. Export without that variant: --variants int8."
-                )
+            _check_float16(f"{model.graph.name}: weight {tensor.name}", largest)
+    reached = largest_activation(simple, images)
+    _check_float16(f"{model.graph.name}: an activation", reached)
     with quiet():
         from onnxruntime.transformers.float16 import convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
 
         half = convert_float_to_float16(simple, keep_io_types=True)
         OnnxModel(half).topological_sort(is_deterministic=True)
-    return cleaned(half, model.graph.name, f"{model.doc_string}\nfloat16 inside.")
+    return cleaned(half, model.graph.name, f"{model.doc_string}\nfloat16 inside."), reached
+
+
+def largest_activation(model: onnx.ModelProto, images: Blob) -> float:
+    """The largest absolute value that any node of a float32 model gives for ``images``."""
+    import onnx
+    import onnxruntime
+
+    open_model = onnx.ModelProto()
+    open_model.CopyFrom(model)
+    outputs = [name for node in model.graph.node for name in node.output if name]
+    del open_model.graph.output[:]
+    open_model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        open_model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    largest = 0.0
+    for image in images:
+        for values in session.run(None, {INPUT: image[None]}):
+            largest = max(largest, float(np.abs(values).max(initial=0)))
+    return largest
+
+
+def _check_float16(what: str, largest: float) -> None:
+    if not largest <= LARGEST_FLOAT16:  # also for NaN
+        raise ModelError(
+            f"{what} reaches {largest:.3g}, beyond float16's {LARGEST_FLOAT16:,.0f}. Export "
+            "without that variant: --variants int8."
+        )
 
 
 def to_int8(model: onnx.ModelProto, images: Blob) -> Quantised:

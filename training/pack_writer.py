@@ -35,7 +35,13 @@ from training.backbones import Backbone, save_starting_point
 from training.data import FaceSource
 from training.export_report import ExportReport, PackReport
 from training.onnx_graph import OPSET, PARITY_BATCHES, Parity, check_parity, to_onnx
-from training.onnx_variants import CALIBRATION_IMAGES, JUDGING_IMAGES, to_float16, to_int8
+from training.onnx_variants import (
+    CALIBRATION_IMAGES,
+    JUDGING_IMAGES,
+    LARGEST_FLOAT16,
+    to_float16,
+    to_int8,
+)
 from training.pack_measures import (
     Pairs,
     chips_of,
@@ -109,11 +115,11 @@ class PackWriter:
             chips = chips_of(seen, how, count)
         self.say("comparing with torch")
         parity = check_parity(self.backbone, self.part / EMBEDDER, chips)
-        calibrations = self._write_variants(model, variants, calibrate_on)
+        calibrations = self._write_variants(model, variants, chips, calibrate_on)
         packs = {form: self._pack(form) for form in (_FLOAT32, *variants)}
         embedders = load_embedders(packs, device, available_threads())
         for embedder in embedders.values():
-            embedder.embed(chips)  # raises ModelError where float16 overflows
+            embedder.embed(chips)  # raises ModelError for what is not finite
         pairs = self._compare(embedders, measure_on)
         self.say("timing")
         times = milliseconds({n: e.network for n, e in embedders.items()}, how.input_size)
@@ -140,26 +146,32 @@ class PackWriter:
         return report
 
     def _write_variants(
-        self, model: onnx.ModelProto, variants: Sequence[str], calibrate_on: FaceSource | None
+        self,
+        model: onnx.ModelProto,
+        variants: Sequence[str],
+        chips: RGBImage,
+        calibrate_on: FaceSource | None,
     ) -> dict[str, str]:
-        """The variants' ONNX files; how each was calibrated, if it was."""
-        calibrations = {}
+        """The variants' ONNX files; what the ranges of each one's numbers rest on."""
+        ranges = {}
         for variant in variants:
             self.say(f"making {variant}")
             if variant == "int8":
                 assert calibrate_on is not None
                 wanted = CALIBRATION_IMAGES + JUDGING_IMAGES
-                images = _preprocessed(
-                    self.backbone, chips_of(calibrate_on, self.backbone.preprocessing, wanted)
-                )
-                quantised = to_int8(model, images)
-                calibrations[variant], smaller = str(quantised), quantised.model
+                drawn = chips_of(calibrate_on, self.backbone.preprocessing, wanted)
+                quantised = to_int8(model, _preprocessed(self.backbone, drawn))
+                ranges[variant], smaller = str(quantised), quantised.model
             else:
-                smaller = to_float16(model)
+                smaller, largest = to_float16(model, _preprocessed(self.backbone, chips))
+                ranges[variant] = (
+                    f"largest activation {largest:.3g} on {len(chips)} images, float16 holds "
+                    f"{LARGEST_FLOAT16:,.0f}"
+                )
             folder = self._folder(variant)
             folder.mkdir()
             write_atomically(folder / EMBEDDER, smaller.SerializeToString())
-        return calibrations
+        return ranges
 
     def _compare(
         self, embedders: Mapping[str, Embedder], measure_on: FaceSource | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from facerec.cli.common import (
     say,
     settings_for,
 )
+
+if TYPE_CHECKING:
+    from facerec.packs import TrainingSpec
 
 packs_app = typer.Typer(help="Model packs: which there are, fetching and checking them.")
 
@@ -109,7 +112,37 @@ def packs_info(
         lines.append(f"  thresholds ({table.measured_on})")
         for fmr, cosine, fnmr in zip(table.fmr, table.cosine, table.fnmr, strict=True):
             lines.append(f"    FMR {fmr:<8g} cosine {cosine:.4f}   FNMR {rate(fnmr)}")
+    if manifest.training is not None:
+        lines += _training_lines(manifest.training)
     say(json, value, *lines)
+
+
+def _training_lines(training: TrainingSpec) -> list[str]:
+    """Where an embedder that was trained here comes from, and what a variant of it loses."""
+    recipe, data, variant = training.recipe, training.data, training.variant
+    what = f"recipe {recipe.get('name')}, " if recipe else ""
+    lines = [f"  trained    {what}exported {training.date}, torch {training.torch}"]
+    if training.base:
+        lines.append(f"    from     {training.base}")
+    if data is not None:
+        counts = [
+            *([f"{data.images:,} images"] if data.images else []),
+            *([f"{data.identities:,} people"] if data.identities else []),
+            *([f"SHA-256 {data.sha256[:16]}..."] if data.sha256 else []),
+        ]
+        lines.append(f"    data     {data.origin or 'unnamed'}: {', '.join(counts)}")
+    for name, figure in training.metrics.items():
+        lines.append(f"    {name} {figure:.4f}")
+    if variant is not None:
+        loss = ""
+        if variant.mean_cosine is not None:
+            loss = f"; cosine to its embeddings {variant.mean_cosine:.5f} on average"
+        lines.append(f"  variant    {variant.precision} of contract {variant.of}{loss}")
+        for far, change in variant.tar_difference.items():
+            lines.append(
+                f"    TAR at FAR {far} {variant.tar[far]:.2%} ({100 * change:+.2f} points)"
+            )
+    return lines
 
 
 @packs_app.command("pull")

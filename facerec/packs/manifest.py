@@ -149,7 +149,7 @@ class VariantSpec(_Section):
     of: str
     """Contract id of the float32 pack."""
     calibration: str | None = None
-    """How ranges were chosen, and on how many images; int8 only."""
+    """How the ranges of its numbers were chosen or checked, and on how many images."""
     measured_on: str | None = None
     mean_cosine: float | None = Field(default=None, ge=-1, le=1 + 1e-6)
     min_cosine: float | None = Field(default=None, ge=-1, le=1 + 1e-6)
@@ -186,6 +186,11 @@ class TrainingSpec(_Section):
     @classmethod
     def _is_toml(cls, value: dict[str, Any] | None) -> Any:
         return None if value is None else _as_toml(value)
+
+    @field_validator("recipe")
+    @classmethod
+    def _holds_something(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return value or None
 
 
 def _as_toml(value: Any, where: str = "the table") -> Any:

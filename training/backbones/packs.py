@@ -55,6 +55,13 @@ def backbone_from_pack(pack: Pack, *, dropout: float | None = None) -> Backbone:
     """
     path = pack.embedder_path
     saved = pack.folder / STARTING_POINT
+    training = pack.manifest.training
+    if training is not None and training.variant is not None:
+        raise ModelError(
+            f"pack {pack.name!r} cannot be a starting point: it is a {training.variant.precision} "
+            f"variant of the pack with contract {training.variant.of}. Start from that one; as "
+            "exported it lies in the folder above."
+        )
     if saved.is_file():
         backbone = _load_starting_point(pack, saved, dropout)
     elif load_onnx(path).graph.name == DLIB_GRAPH:
