@@ -111,15 +111,15 @@ def plan() -> Iterator[Experiment]:
                 yield small("heads", loss, queue, seed)
     for loss in PLANE:
         yield plane(loss)
+    for margin in MARGINS:
+        for sigma in SIGMAS:
+            if (margin, sigma) != (0.35, 0.05):  # among the heads already
+                yield small("sweep", "elastic-cos", 0, 0, margin=margin, sigma=sigma)
     for seed in SEEDS:
         for queue in QUEUES:
             for compensate in (True, False):
-                if not (compensate and queue == QUEUE):  # among the heads already
+                if not (compensate and queue == QUEUE):  # likewise
                     yield small("queue", "arcface", queue, seed, compensate=compensate)
-    for margin in MARGINS:
-        for sigma in SIGMAS:
-            if (margin, sigma) != (0.35, 0.05):
-                yield small("sweep", "elastic-cos", 0, 0, margin=margin, sigma=sigma)
     for label, (loss, queue) in FINETUNE.items():
         yield Experiment(f"finetune {label}", "finetune", "all", fine(loss, queue))
 
@@ -439,7 +439,7 @@ def raw_embeddings(backbone: Any, source: Any) -> np.ndarray:
 
 def _class_weights(state: Any) -> np.ndarray:
     """(C, d) float32 of a checkpoint's head."""
-    weights: np.ndarray = state["classifier"]["weight"].float().numpy()
+    weights: np.ndarray = state["head"]["head.weight"].float().numpy()
     return weights
 
 
