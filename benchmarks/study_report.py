@@ -349,7 +349,7 @@ def draw_boundaries() -> Any:
         ("softmax on the sphere", "normface", {}),
         ("ArcFace, m = 0.5", "arcface", {"margin": 0.5}),
         ("CosFace, m = 0.35", "cosface", {"margin": 0.35}),
-        ("ElasticFace-Arc, sigma 0.05; -Cos, sigma 0.05", "", {}),
+        ("ElasticFace, sigma = 0.05, 90 % band", "", {}),
     ]
     for axis, (title, name, options) in zip(axes.flat, cases, strict=True):
         elastic = [("elastic-arc", ORANGE, 0.5), ("elastic-cos", BLUE, 0.35)]
@@ -387,6 +387,8 @@ def draw_plane(work: Path) -> Any | None:
     if not files:
         return None
     figure, axes = canvas(10.5, 7.2, columns=3, rows=2)
+    for axis in list(axes.flat)[len(files) :]:
+        axis.set_visible(False)
     for axis, (loss, file) in zip(axes.flat, files.items(), strict=False):
         with np.load(file) as data:
             rows, labels, weights = data["rows"], data["labels"], data["weights"]
