@@ -465,7 +465,7 @@ def interpolations(
         if alpha == 0:
             known.write_text(json.dumps(points[0]), encoding="utf-8")
         np.savez(
-            target.with_name(f"{target.name} alpha={alpha:g}.npz"),
+            target.with_name(f"{target.name}_alpha={alpha:g}.npz"),
             rows=rows.astype(np.float16),
             labels=sets.test.labels,
         )

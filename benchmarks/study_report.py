@@ -111,7 +111,7 @@ def heads_of(found: dict[str, Result]) -> dict[tuple[str, int], list[Result]]:
             recipe = result["recipe"]
             groups[recipe["head"]["name"], recipe["broadface"]["queue_size"]].append(result)
     for group in groups.values():
-        group.sort(key=lambda r: r["recipe"]["run"]["seed"])
+        group.sort(key=seed_of)
     return groups
 
 
@@ -154,8 +154,8 @@ def difference(
 ) -> tuple[float, float, tuple[float, float], bool] | None:
     """right - left in points: mean, t half-width over seeds, interval over people, and whether
     both exclude zero. None without two common seeds."""
-    by_seed = {r["recipe"]["run"]["seed"]: r for r in left}
-    pairs = [(by_seed[s], r) for r in right if (s := r["recipe"]["run"]["seed"]) in by_seed]
+    by_seed = {seed_of(r): r for r in left}
+    pairs = [(by_seed[seed_of(r)], r) for r in right if seed_of(r) in by_seed]
     if len(pairs) < 2:
         return None
     seeds = 100 * np.array([tar(b) - tar(a) for a, b in pairs])
@@ -201,7 +201,8 @@ def differences_table(
 
 
 def queue_points(found: dict[str, Result]) -> dict[tuple[int, bool], list[Result]]:
-    """ArcFace's results by (queue size, compensated); 0 is the plain head."""
+    """ArcFace's results by (queue size, compensated), 0 is the plain head; of the seeds that all
+    of them have."""
     points: dict[tuple[int, bool], list[Result]] = defaultdict(list)
     for result in found.values():
         recipe = result["recipe"]
@@ -209,7 +210,15 @@ def queue_points(found: dict[str, Result]) -> dict[tuple[int, bool], list[Result
             points[recipe["broadface"]["queue_size"], recipe["broadface"]["compensate"]].append(
                 result
             )
-    return points
+    if not points:
+        return {}
+    shared = set.intersection(*({seed_of(r) for r in group} for group in points.values()))
+    return {key: [r for r in group if seed_of(r) in shared] for key, group in points.items()}
+
+
+def seed_of(result: Result) -> int:
+    seed: int = result["recipe"]["run"]["seed"]
+    return seed
 
 
 def queue_table(points: dict[tuple[int, bool], list[Result]]) -> list[str]:
