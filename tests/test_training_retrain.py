@@ -121,6 +121,12 @@ def done(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Re
     return folder, report
 
 
+def again(base: Path, done: tuple[Path, RetrainReport], tmp_path: Path, **changes: Any) -> Options:
+    """Options that take up a copy of the finished run instead of training anew."""
+    shutil.copytree(done[0] / "mine.run", tmp_path / "run")
+    return options(base, run_dir=tmp_path / "run", **changes)
+
+
 # --- the verdict is true ---------------------------------------------------------------------
 
 
@@ -171,12 +177,12 @@ def test_the_pack_works_and_can_be_trained_further(
     for place in (folder / "mine", folder / "mine.run"):
         assert json.loads((place / "report.json").read_text())["verdict"] == "better"
         assert (place / "report.txt").read_text() == report.to_text() + "\n"
-    again = retrain(
+    further = retrain(
         shaded(9, 4, seed=70),
         folder / "again",
         options(folder / "mine", start=str(folder / "mine")),
     )
-    assert again.base.startswith("pack mine")
+    assert further.base.startswith("pack mine")
 
 
 def test_noise_for_names_is_not_called_better(base: Path, tmp_path: Path) -> None:
@@ -244,9 +250,9 @@ def test_the_guard_set_limits_the_coefficient(base: Path, tmp_path: Path) -> Non
 
 
 def test_without_a_guard_set_half_way_is_the_limit_and_it_says_so(
-    base: Path, tmp_path: Path
+    base: Path, done: tuple[Path, RetrainReport], tmp_path: Path
 ) -> None:
-    report = retrain(shaded(60), tmp_path / "mine", options(base))
+    report = retrain(shaded(60), tmp_path / "mine", again(base, done, tmp_path))
     assert 0 < report.alpha <= 0.5
     assert [c.alpha for c in report.candidates] == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
     assert report.guard is None
@@ -254,21 +260,24 @@ def test_without_a_guard_set_half_way_is_the_limit_and_it_says_so(
     assert report.cosine_to_base is not None and 0 < report.cosine_to_base < 1
 
 
-def test_nothing_learnt_nothing_written(base: Path, tmp_path: Path) -> None:
-    report = retrain(shaded(60), tmp_path / "mine", options(base, alpha=0.0))
+def test_nothing_learnt_nothing_written(
+    base: Path, done: tuple[Path, RetrainReport], tmp_path: Path
+) -> None:
+    chosen = again(base, done, tmp_path, alpha=0.0, report_only=False)
+    report = retrain(shaded(60), tmp_path / "mine", chosen)
     assert (report.verdict, report.pack) == ("no better", None)
     assert not (tmp_path / "mine").exists()
     assert report.judgement is not None and report.judgement.difference == 0
-    assert "No pack was written" in (tmp_path / "mine.run/report.txt").read_text()
+    assert "No pack was written" in (tmp_path / "run/report.txt").read_text()
 
 
-def test_distillation_keeps_the_embeddings_near_the_base(base: Path, tmp_path: Path) -> None:
-    cosines = []
-    for name, weight in (("free", None), ("held", 20.0)):
-        report = retrain(shaded(60), tmp_path / name, options(base, alpha=1.0, distil=weight))
-        assert report.cosine_to_base is not None
-        cosines.append(report.cosine_to_base)
-    assert cosines[1] > cosines[0] + 0.02
+def test_distillation_keeps_the_embeddings_near_the_base(
+    base: Path, done: tuple[Path, RetrainReport], tmp_path: Path
+) -> None:
+    held = retrain(shaded(60), tmp_path / "held", options(base, alpha=1.0, distil=20.0))
+    free = done[1].cosine_to_base
+    assert free is not None and held.cosine_to_base is not None
+    assert held.cosine_to_base > free + 0.02
 
 
 # --- guard sets ------------------------------------------------------------------------------
@@ -552,3 +561,21 @@ def test_other_options_that_cannot_work(base: Path, tmp_path: Path) -> None:
     refused(people, target, options(base, guard=few), "too few for a guard set")
     refused(people, target, options(base, recipe="fine-tun"), "did you mean")
     refused(people, target, options(base, overrides={"optim.rl": 1}), "unknown key")
+
+
+@pytest.mark.parametrize("program", ["facerec", "training"])
+def test_both_commands_say_what_is_wrong(
+    program: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import importlib
+
+    module = "facerec.cli" if program == "facerec" else "training.commands"
+    words = [program, "retrain", "--data", str(tmp_path), "-o", str(tmp_path / "mine"), "--quiet"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(module).main()
+    assert stopped.value.code == 2
+    assert "a folder per person" in " ".join(capsys.readouterr().err.split())

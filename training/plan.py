@@ -39,7 +39,7 @@ _MOST_TEST, _MOST_SELECTION = 600, 300
 _SEEDS = 100
 _MEMORY_BYTES = 2**31
 
-_MIN_STEPS = 150
+_MIN_STEPS = 60
 _EPOCHS = 5
 _MAX_EPOCHS = 40
 _TIMED = 8
@@ -134,7 +134,7 @@ def split_people(source: FaceSource, seed: int) -> Split:
 def scaled(recipe: Recipe, images: int, *, in_memory: bool, overrides: Mapping[str, Any]) -> Recipe:
     """The shipped recipe for ``images`` photos; what ``overrides`` names stays as it is.
 
-    Enough passes for 150 updates, 5 at least and 40 at most; a batch of a quarter of the photos
+    Enough passes for 60 updates, 5 at least and 40 at most; a batch of a quarter of the photos
     and 64 at most; a queue that holds each photo once at most: a second entry of the same
     photo is an older copy, no wider view. BatchNorm's statistics stay the base's, so that both
     ends of the interpolation share them, and a few hundred photos do not replace millions.
