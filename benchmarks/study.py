@@ -147,13 +147,13 @@ def plane(loss: str) -> Experiment:
     if loss not in ("softmax", "normface"):
         head |= LOSSES[loss]
     if loss != "softmax":
-        head["scale"] = 16.0
+        head |= {"scale": 16.0, "init_std": 0.5}
     recipe = {
         **SMALL,
         "backbone": {**SMALL["backbone"], "embedding_dim": 2},
         "head": head,
         "optim": {**SMALL["optim"], "lr": 0.02},
-        "run": {**SMALL["run"], "epochs": 60, "batch_size": 32},
+        "run": {**SMALL["run"], "epochs": 250, "batch_size": 32},
     }
     return Experiment(f"plane {loss}", "plane", "plane", recipe)
 
