@@ -111,7 +111,7 @@ def plan() -> Iterator[Experiment]:
         yield plane(loss)
     for margin in MARGINS:
         for sigma in SIGMAS:
-            if (margin, sigma) != (0.35, 0.05):  # among the heads already
+            if (margin, sigma) not in ((0.35, 0.05), (0.35, 0.0)):  # among the heads already
                 yield small("sweep", "elastic-cos", 0, 0, margin=margin, sigma=sigma)
     for seed in SEEDS:
         for queue in QUEUES:
@@ -153,7 +153,7 @@ def plane(loss: str) -> Experiment:
         "backbone": {**SMALL["backbone"], "embedding_dim": 2},
         "head": head,
         "optim": {**SMALL["optim"], "lr": 0.02},
-        "run": {**SMALL["run"], "epochs": 250, "batch_size": 32},
+        "run": {**SMALL["run"], "epochs": 120, "batch_size": 32},
     }
     return Experiment(f"plane {loss}", "plane", "plane", recipe)
 

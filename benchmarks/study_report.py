@@ -254,14 +254,14 @@ def compensation_table(
 
 
 def sweep_grid(found: dict[str, Result]) -> np.ndarray:
-    """(margins, sigmas) TAR at FAR 1e-3 of seed 0; NaN where there is none yet."""
+    """(margins, sigmas) TAR at FAR 1e-3 of seed 0; NaN where there is none yet. CosFace is
+    sigma 0."""
     grid = np.full((len(MARGINS), len(SIGMAS)), np.nan)
     for result in found.values():
-        head, run = result["recipe"]["head"], result["recipe"]["run"]
-        plain = result["recipe"].get("broadface", {}).get("queue_size", 0) == 0
-        if result["group"] not in ("heads", "sweep") or head["name"] != "elastic-cos":
-            continue
-        if plain and run["seed"] == 0 and head["margin"] in MARGINS and head["sigma"] in SIGMAS:
+        head = {"sigma": 0.0, **result["recipe"]["head"]}
+        plain = not result["recipe"]["broadface"]["queue_size"]
+        swept = result["group"] in ("heads", "sweep") and head["name"] in ("cosface", "elastic-cos")
+        if swept and plain and seed_of(result) == 0:
             grid[MARGINS.index(head["margin"]), SIGMAS.index(head["sigma"])] = tar(result)
     return grid
 
