@@ -259,7 +259,7 @@ def sweep_grid(found: dict[str, Result]) -> np.ndarray:
     grid = np.full((len(MARGINS), len(SIGMAS)), np.nan)
     for result in found.values():
         head = {"sigma": 0.0, **result["recipe"]["head"]}
-        plain = not result["recipe"]["broadface"]["queue_size"]
+        plain = not result["recipe"].get("broadface", {}).get("queue_size")
         swept = result["group"] in ("heads", "sweep") and head["name"] in ("cosface", "elastic-cos")
         if swept and plain and seed_of(result) == 0:
             grid[MARGINS.index(head["margin"]), SIGMAS.index(head["sigma"])] = tar(result)
