@@ -147,7 +147,7 @@ def plane(loss: str) -> Experiment:
     if loss not in ("softmax", "normface"):
         head |= LOSSES[loss]
     if loss != "softmax":
-        head |= {"scale": 16.0, "init_std": 0.5}
+        head["scale"] = 16.0
     recipe = {
         **SMALL,
         "backbone": {**SMALL["backbone"], "embedding_dim": 2},
