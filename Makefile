@@ -19,7 +19,7 @@ check: $(VENV)/dev.done  ## lint, types, architecture
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-bench: $(VENV)/dev.done  ## the comparisons; see docs/benchmarks.md
+bench: $(VENV)/dev.done  ## the comparisons; see docs/speed.md, docs/heads.md, docs/training.md
 	$(BIN)/python benchmarks/pipeline.py
 
 clean:
