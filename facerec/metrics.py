@@ -396,11 +396,25 @@ def fnir_at_fpir(
     the share of mated searches below it or led by somebody else.
     """
     _check_rate("fpir", fpir)
+    threshold = threshold_for_fmr(as_scores("nonmated", nonmated), fpir)
+    return open_set_at(mated, mated_is_right, nonmated, threshold, fpir)
+
+
+def open_set_at(
+    mated: ArrayLike,
+    mated_is_right: ArrayLike,
+    nonmated: ArrayLike,
+    threshold: float,
+    fpir: float,
+) -> OpenSetPoint:
+    """As :func:`fnir_at_fpir`, at a threshold that was chosen otherwise for a target ``fpir``.
+
+    The FPIR that it has is ``false_positives / nonmated`` of the result.
+    """
     scores, strangers = as_scores("mated", mated), as_scores("nonmated", nonmated)
     right = np.asarray(mated_is_right, dtype=bool)
     if right.shape != scores.shape:
         raise ValueError(f"mated_is_right: expected shape {scores.shape}, got {right.shape}")
-    threshold = threshold_for_fmr(strangers, fpir)
     misses = int(np.count_nonzero(~right | (scores < in_dtype(threshold, scores.dtype))))
     false_positives = int(np.count_nonzero(strangers >= in_dtype(threshold, strangers.dtype)))
     return OpenSetPoint(
@@ -408,12 +422,10 @@ def fnir_at_fpir(
     )
 
 
-def cmc(
-    similarity: ArrayLike, probe_labels: ArrayLike, gallery_labels: ArrayLike, max_rank: int
-) -> NDArray[np.float64]:
-    """Closed-set identification: share of probes whose person is among the first r people.
-
-    (max_rank,) float64, for r = 1 to ``max_rank``: the cumulative match characteristic.
+def mate_ranks(
+    similarity: ArrayLike, probe_labels: ArrayLike, gallery_labels: ArrayLike
+) -> NDArray[np.int64]:
+    """Rank of each probe's person among the people of the gallery, from 1: (p,) int64.
 
     similarity: (p, g). probe_labels: (p,), gallery_labels: (g,) integers; a person may
     have several templates and scores with the best one. Ranks count people, not
@@ -426,8 +438,6 @@ def cmc(
         raise ValueError(
             f"similarity: expected ({len(probes)}, {len(gallery)}), not empty, got {scores.shape}"
         )
-    if max_rank < 1:
-        raise ValueError(f"max_rank: at least 1, got {max_rank}")
     order = np.argsort(gallery, kind="stable")
     people, starts = np.unique(gallery[order], return_index=True)
     columns = np.minimum(np.searchsorted(people, probes), len(people) - 1)
@@ -436,5 +446,22 @@ def cmc(
         raise ValueError(f"probe {absent[0]}: label {probes[absent[0]]} is not in the gallery")
     best = np.maximum.reduceat(scores[:, order], starts, axis=1)
     mate = best[np.arange(len(probes)), columns]
-    ranks = np.count_nonzero(best >= mate[:, None], axis=1)
+    return np.asarray(np.count_nonzero(best >= mate[:, None], axis=1), dtype=np.int64)
+
+
+def cmc(
+    similarity: ArrayLike, probe_labels: ArrayLike, gallery_labels: ArrayLike, max_rank: int
+) -> NDArray[np.float64]:
+    """Closed-set identification: share of probes whose person is among the first r people.
+
+    (max_rank,) float64, for r = 1 to ``max_rank``: the cumulative match characteristic. The
+    arguments and errors are those of :func:`mate_ranks`; ValueError for max_rank below 1, too.
+    """
+    if max_rank < 1:
+        raise ValueError(f"max_rank: at least 1, got {max_rank}")
+    return hit_rates(mate_ranks(similarity, probe_labels, gallery_labels), max_rank)
+
+
+def hit_rates(ranks: NDArray[np.int64], max_rank: int) -> NDArray[np.float64]:
+    """Share of ``ranks`` (p,) at or below r, for r = 1 to ``max_rank``: (max_rank,) float64."""
     return np.asarray([float((ranks <= r).mean()) for r in range(1, max_rank + 1)])

@@ -215,13 +215,18 @@ class ThresholdTable:
 
 @dataclass(frozen=True)
 class Identity:
-    """A person of a gallery. ``template_count`` is as of the moment of reading."""
+    """A person of a gallery. ``template_count`` is as of the moment of reading.
+
+    state: "named"; "unnamed" for somebody who has yet to be named, then called "unknown #ID";
+    "dismissed" for one of those whom nobody wants to see.
+    """
 
     id: int
     name: str
     metadata: Mapping[str, Any]
     created_at: datetime
     template_count: int
+    state: str = "named"
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +235,8 @@ class Template:
 
     landmarks: (5, 2) float32, pixels of the stored crop; None where no crop is kept.
     source: what the caller named the photo; free text. content_sha256: of the photo.
+    face: which of its faces, 0 for an enrolment. box_xyxy: (4,) float32, pixels of the photo;
+    None where it was not kept.
     """
 
     id: int
@@ -240,6 +247,8 @@ class Template:
     created_at: datetime
     has_crop: bool
     landmarks: FloatArray | None = None
+    face: int = 0
+    box_xyxy: FloatArray | None = None
 
 
 @dataclass(frozen=True)

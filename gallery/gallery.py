@@ -445,7 +445,7 @@ class Gallery:
         self._pack_name = pack_name or self._pack_name
         if not self._store.read_only:
             with self._store.writing() as change:
-                change.set_meta(
+                change.set_generation(
                     thresholds=thresholds_json(self._thresholds), pack_name=self._pack_name
                 )
 

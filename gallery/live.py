@@ -127,7 +127,7 @@ class LiveIndex:
                 self._state.people.put(file.ids, file.owners, file.vectors)
                 self._state.revision = self._saved_revision = file.header.revision
             self._catch_up(view)
-            if len(self._state.people) != view.count_templates():
+            if len(self._state.people) != view.count_vectors(named=True):
                 usable, self._state.revision = False, _UNKNOWN
                 self._catch_up(view)
         if not usable and self._path.exists():
@@ -150,7 +150,7 @@ class LiveIndex:
         if not 0 < since <= revision:  # nothing yet, or what we have cannot be relied on
             self._rebuild(view, revision)
             return
-        removed = view.removed_since(since)
+        removed = np.concatenate([view.removed_since(since), view.left_since(since, named=True)])
         changes = list(view.vectors_since(since))
         with self._lock.alone():
             people = self._state.people

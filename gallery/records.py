@@ -16,11 +16,22 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Select, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, update
 
 from facerec.errors import IdentityExists, IdentityNotFound, StoreCorrupt
 from facerec.types import FloatArray, Identity, Template
-from gallery.schema import CropRow, EmbeddingRow, IdentityRow, MetaRow, RemovalRow, TemplateRow
+from gallery.schema import (
+    NAMED,
+    UNNAMED,
+    CropRow,
+    EmbeddingRow,
+    GenerationRow,
+    IdentityRow,
+    MetaRow,
+    RemovalRow,
+    TemplateRow,
+    UnembeddedRow,
+)
 from gallery.values import NameOrId, NewTemplate, clean_name, identity_id, name_key, search_key
 
 T = TypeVar("T")
@@ -41,11 +52,12 @@ class VectorBatch:
 
 
 class ReadTransaction:
-    """One consistent view of the store. ``dim``: of its vectors."""
+    """One consistent view of the store. ``dim``: of the vectors of ``generation``, the active."""
 
-    def __init__(self, connection: Connection, dim: int) -> None:
+    def __init__(self, connection: Connection, dim: int, generation: int) -> None:
         self.connection = connection
         self.dim = dim
+        self.generation = generation
 
     def revision(self) -> int:
         return int(self.connection.execute(select(MetaRow.revision)).scalar_one())
@@ -76,18 +88,38 @@ class ReadTransaction:
         return [_identity(row) for row in self.connection.execute(query)]
 
     def count_identities(self, search: str | None = None) -> int:
+        """People; those whose name holds ``search``."""
         query = _matching(select(func.count()).select_from(IdentityRow), search)
         return int(self.connection.execute(query).scalar_one())
 
-    def count_templates(self) -> int:
-        return self.connection.execute(select(func.count()).select_from(TemplateRow)).scalar_one()
+    def count_templates(self, *, named: bool = True) -> int:
+        """Templates of people, or of those without a name."""
+        of_unnamed = select(IdentityRow.id).where(IdentityRow.state != NAMED)
+        unnamed = select(func.count()).where(TemplateRow.identity_id.in_(of_unnamed))
+        count = self.connection.execute(unnamed.select_from(TemplateRow)).scalar_one()
+        if named:  # by way of the difference: the unnamed are few, or the people are
+            every = select(func.count()).select_from(TemplateRow)
+            count = self.connection.execute(every).scalar_one() - count
+        return int(count)
+
+    def count_vectors(self, *, named: bool) -> int:
+        """Those of them that have a vector in this generation: what an index holds."""
+        unembedded = select(func.count()).select_from(UnembeddedRow).join(
+            TemplateRow, TemplateRow.id == UnembeddedRow.template_id
+        ).join(IdentityRow, IdentityRow.id == TemplateRow.identity_id).where(
+            UnembeddedRow.generation == self.generation, _is_named(named)
+        )  # fmt: skip
+        missing = self.connection.execute(unembedded).scalar_one()
+        return self.count_templates(named=named) - int(missing)
 
     def names(self, ids: Iterable[int]) -> dict[int, str]:
         """id -> name, of those ids that still exist."""
         found: dict[int, str] = {}
         for some in _batches(ids, _SQL_BATCH):
             query = select(IdentityRow.id, IdentityRow.name).where(IdentityRow.id.in_(some))
-            found.update((row[0], row[1]) for row in self.connection.execute(query))
+            found.update(
+                (row[0], display_name(row[0], row[1])) for row in self.connection.execute(query)
+            )
         return found
 
     def templates(self, person_id: int) -> list[Template]:
@@ -112,14 +144,36 @@ class ReadTransaction:
         query = select(RemovalRow.template_id).where(RemovalRow.revision > revision)
         return np.array(self.connection.execute(query).scalars().all(), dtype=np.int64)
 
-    def vectors_since(self, revision: int) -> Iterator[VectorBatch]:
-        """Templates added, or given to another person, by writes after ``revision``.
+    def left_since(self, revision: int, *, named: bool) -> IdArray:
+        """(n,) int64 ids of templates that writes after ``revision`` gave to, or left with, the
+        others: to somebody without a name, or, ``named`` being False, to a person."""
+        query = (
+            select(TemplateRow.id)
+            .join(IdentityRow, IdentityRow.id == TemplateRow.identity_id)
+            .where(TemplateRow.revision > revision, ~_is_named(named))
+        )
+        return np.array(self.connection.execute(query).scalars().all(), dtype=np.int64)
 
-        In the order of ids within a batch; from the start (0), between them too.
+    def vectors_since(self, revision: int, *, named: bool = True) -> Iterator[VectorBatch]:
+        """Templates that writes after ``revision`` added, or gave to somebody else.
+
+        Of people, or, ``named`` being False, of those without a name; with a vector in this
+        generation. In the order of ids within a batch; from the start (0), between them too.
         Raises StoreCorrupt for a vector that is not one of ``dim`` unit-length numbers.
         """
-        query = select(TemplateRow.id, TemplateRow.identity_id, EmbeddingRow.vector).outerjoin(
-            EmbeddingRow, EmbeddingRow.template_id == TemplateRow.id
+        at = self.generation
+        query = (
+            select(TemplateRow.id, TemplateRow.identity_id, EmbeddingRow.vector)
+            .join(IdentityRow, IdentityRow.id == TemplateRow.identity_id)
+            .outerjoin(
+                EmbeddingRow,
+                (EmbeddingRow.template_id == TemplateRow.id) & (EmbeddingRow.generation == at),
+            )
+            .outerjoin(
+                UnembeddedRow,
+                (UnembeddedRow.template_id == TemplateRow.id) & (UnembeddedRow.generation == at),
+            )
+            .where(_is_named(named), UnembeddedRow.template_id.is_(None))
         )
         if revision > 0:
             # Ordered as the index on revisions is; by id, SQLite would walk the whole table.
@@ -132,14 +186,26 @@ class ReadTransaction:
             yield VectorBatch(np.array(ids, np.int64), np.array(owners, np.int64), vectors)
 
     def all_templates(self) -> Iterator[Template]:
-        """In the order of :meth:`vectors_since`."""
-        rows = self.connection.execute(_TEMPLATES.order_by(TemplateRow.id))
+        """Of people, with a vector in this generation; in the order of :meth:`vectors_since`."""
+        query = (
+            _TEMPLATES.join(IdentityRow, IdentityRow.id == TemplateRow.identity_id)
+            .join(EmbeddingRow, EmbeddingRow.template_id == TemplateRow.id)
+            .where(_is_named(True), EmbeddingRow.generation == self.generation)
+        )
+        rows = self.connection.execute(query.order_by(TemplateRow.id))
         for some in rows.partitions(READ_BATCH):
             yield from map(_template, some)
 
     def all_crops(self) -> Iterator[tuple[int, bytes]]:
-        """(template id, JPEG) of those templates that have a crop, in that order too."""
-        query = select(CropRow.template_id, CropRow.jpeg).order_by(CropRow.template_id)
+        """(template id, JPEG) of those of them that have a crop, in that order too."""
+        query = (
+            select(CropRow.template_id, CropRow.jpeg)
+            .join(TemplateRow, TemplateRow.id == CropRow.template_id)
+            .join(IdentityRow, IdentityRow.id == TemplateRow.identity_id)
+            .join(EmbeddingRow, EmbeddingRow.template_id == TemplateRow.id)
+            .where(_is_named(True), EmbeddingRow.generation == self.generation)
+            .order_by(CropRow.template_id)
+        )
         for some in self.connection.execute(query).partitions(_SQL_BATCH):
             yield from ((row[0], row[1]) for row in some)
 
@@ -165,8 +231,8 @@ class ReadTransaction:
 class WriteTransaction(ReadTransaction):
     """Changes that become visible together when the transaction commits, or not at all."""
 
-    def __init__(self, connection: Connection, dim: int) -> None:
-        super().__init__(connection, dim)
+    def __init__(self, connection: Connection, dim: int, generation: int) -> None:
+        super().__init__(connection, dim, generation)
         self._new_revision: int | None = None
 
     def touch(self) -> int:
@@ -181,6 +247,47 @@ class WriteTransaction(ReadTransaction):
         self.touch()
         self.connection.execute(update(MetaRow).values(**columns))
 
+    def set_generation(self, **columns: Any) -> None:
+        """Change columns of the active generation."""
+        self.touch()
+        self.connection.execute(
+            update(GenerationRow).where(GenerationRow.id == self.generation).values(**columns)
+        )
+
+    def add_unnamed(self, count: int) -> list[int]:
+        """Make ``count`` identities without a name; their ids, ascending."""
+        self.touch()
+        ids: list[int] = []
+        now = _now()
+        statement = insert(IdentityRow).returning(IdentityRow.id, sort_by_parameter_order=True)
+        for some in _batches(range(count), _SQL_BATCH):
+            rows = [{"state": UNNAMED, "details": "{}", "created_at": now} for _ in some]
+            ids += self.connection.execute(statement, rows).scalars().all()
+        return ids
+
+    def set_state(self, identity_id: int, state: str, name: str | None = None) -> None:
+        """Name an identity (NAMED, with its name), or leave or dismiss it without one.
+
+        Raises IdentityExists, GalleryError for a bad name.
+        """
+        if name is not None:
+            self._require_free(name, identity_id)
+        revision = self.touch()
+        self.connection.execute(
+            update(IdentityRow)
+            .where(IdentityRow.id == identity_id)
+            .values(
+                state=state,
+                name=None if name is None else clean_name(name),
+                name_key=None if name is None else name_key(name),
+            )
+        )
+        self.connection.execute(  # so that every index learns where the templates belong now
+            update(TemplateRow)
+            .where(TemplateRow.identity_id == identity_id)
+            .values(revision=revision)
+        )
+
     def add_identity(
         self, name: str, details: str = "{}", created_at: datetime | None = None
     ) -> int:
@@ -188,6 +295,7 @@ class WriteTransaction(ReadTransaction):
         self._require_free(name)
         self.touch()
         new = insert(IdentityRow).values(
+            state=NAMED,
             name=clean_name(name),
             name_key=name_key(name),
             details=details,
@@ -204,7 +312,7 @@ class WriteTransaction(ReadTransaction):
         self._set_identity(person_id, details=details)
 
     def add_templates(self, new: Sequence[tuple[int, NewTemplate]]) -> list[int | None]:
-        """Add (person id, template) pairs; their ids, None where the person has that photo."""
+        """Add (person id, template) pairs; their ids, None where the person has that face."""
         ids: list[int | None] = []
         for some in _batches(new, _SQL_BATCH):
             ids += self._add_some(some)
@@ -258,44 +366,47 @@ class WriteTransaction(ReadTransaction):
         )
 
     def _add_some(self, new: Sequence[tuple[int, NewTemplate]]) -> list[int | None]:
-        keys = [(person_id, template.content_sha256) for person_id, template in new]
-        known = select(TemplateRow.identity_id, TemplateRow.content_sha256).where(
+        keys = [(person_id, t.content_sha256, t.face) for person_id, t in new]
+        known = select(TemplateRow.identity_id, TemplateRow.content_sha256, TemplateRow.face).where(
             TemplateRow.identity_id.in_({key[0] for key in keys}),
             TemplateRow.content_sha256.in_({key[1] for key in keys}),
         )
-        existing = {(row[0], row[1]) for row in self.connection.execute(known)}
-        fresh: dict[tuple[int, str], NewTemplate] = {}
+        existing = {tuple(row) for row in self.connection.execute(known)}
+        fresh: dict[_Key, NewTemplate] = {}
         for key, (_, template) in zip(keys, new, strict=True):
             if key not in existing:
                 fresh.setdefault(key, template)
         ids = self._insert_templates(fresh) if fresh else {}
-        # Of a photo given twice, the first is the one that was added.
+        # Of a face given twice, the first is the one that was added.
         return [ids.pop(key, None) for key in keys]
 
-    def _insert_templates(
-        self, fresh: Mapping[tuple[int, str], NewTemplate]
-    ) -> dict[tuple[int, str], int]:
+    def _insert_templates(self, fresh: Mapping[_Key, NewTemplate]) -> dict[_Key, int]:
         revision, now = self.touch(), _now()
-        statement = insert(TemplateRow).returning(
-            TemplateRow.id, TemplateRow.identity_id, TemplateRow.content_sha256,
-            sort_by_parameter_order=True,
-        )  # fmt: skip
+        statement = insert(TemplateRow).returning(TemplateRow.id, sort_by_parameter_order=True)
         rows = [
             {
                 "identity_id": person_id,
                 "source": new.source,
                 "content_sha256": content_sha256,
+                "face": face,
+                "box": None if new.box_xyxy is None else new.box_xyxy.astype("<f4").tobytes(),
+                "photo_id": new.photo_id,
                 "det_score": float(new.det_score),
                 "created_at": new.created_at or now,
                 "revision": revision,
             }
-            for (person_id, content_sha256), new in fresh.items()
+            for (person_id, content_sha256, face), new in fresh.items()
         ]
-        ids = {(row[1], row[2]): row[0] for row in self.connection.execute(statement, rows)}
+        new_ids = self.connection.execute(statement, rows).scalars().all()
+        ids = dict(zip(fresh, new_ids, strict=True))
         self.connection.execute(
             insert(EmbeddingRow),
             [
-                {"template_id": ids[key], "vector": new.embedding.astype("<f4").tobytes()}
+                {
+                    "template_id": ids[key],
+                    "generation": self.generation,
+                    "vector": new.embedding.astype("<f4").tobytes(),
+                }
                 for key, new in fresh.items()
             ],
         )
@@ -313,8 +424,12 @@ class WriteTransaction(ReadTransaction):
         return ids
 
 
+_Key = tuple[int, str, int]
+"""(identity, content_sha256, face): what a template is known by."""
+
 _IDENTITIES = select(
     IdentityRow.id,
+    IdentityRow.state,
     IdentityRow.name,
     IdentityRow.details,
     IdentityRow.created_at,
@@ -330,6 +445,8 @@ _TEMPLATES = select(
     TemplateRow.identity_id,
     TemplateRow.source,
     TemplateRow.content_sha256,
+    TemplateRow.face,
+    TemplateRow.box,
     TemplateRow.det_score,
     TemplateRow.created_at,
     CropRow.landmarks,
@@ -344,18 +461,17 @@ def _identity(row: Any) -> Identity:
             f"the database is damaged: the metadata of person #{row.id} is not JSON. "
             "Restore the gallery from a backup or an export."
         ) from exc
-    return Identity(row.id, row.name, metadata, row.created_at, row.template_count)
+    name = display_name(row.id, row.name)
+    return Identity(row.id, name, metadata, row.created_at, row.template_count, row.state)
+
+
+def display_name(identity_id: int, name: str | None) -> str:
+    """What an identity is called where it has no name."""
+    return f"unknown #{identity_id}" if name is None else name
 
 
 def _template(row: Any) -> Template:
-    landmarks: FloatArray | None = None
-    if row.landmarks is not None:
-        if len(row.landmarks) != 40:
-            raise StoreCorrupt(
-                f"the database is damaged: the landmarks of template #{row.id} are not (5, 2). "
-                "Restore the gallery from a backup or an export."
-            )
-        landmarks = np.frombuffer(row.landmarks, "<f4").astype(np.float32).reshape(5, 2)
+    landmarks = _floats(row.landmarks, (5, 2), "landmarks", row.id)
     return Template(
         id=row.id,
         identity_id=row.identity_id,
@@ -365,11 +481,31 @@ def _template(row: Any) -> Template:
         created_at=row.created_at,
         has_crop=row.landmarks is not None,
         landmarks=landmarks,
+        face=row.face,
+        box_xyxy=_floats(row.box, (4,), "box", row.id),
     )
+
+
+def _floats(
+    data: bytes | None, shape: tuple[int, ...], what: str, template_id: int
+) -> FloatArray | None:
+    if data is None:
+        return None
+    if len(data) != 4 * int(np.prod(shape)):
+        raise StoreCorrupt(
+            f"the database is damaged: the {what} of template #{template_id} has not the shape "
+            f"{shape}. Restore the gallery from a backup or an export."
+        )
+    return np.frombuffer(data, "<f4").astype(np.float32).reshape(shape)
+
+
+def _is_named(named: bool) -> ColumnElement[bool]:
+    return IdentityRow.state == NAMED if named else IdentityRow.state != NAMED
 
 
 def _matching(query: Select[Any], search: str | None) -> Select[Any]:
     key = search_key(search) if search else ""
+    query = query.where(_is_named(True))
     return query.where(IdentityRow.name_key.contains(key, autoescape=True)) if key else query
 
 

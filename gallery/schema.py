@@ -24,7 +24,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+NAMED, UNNAMED, DISMISSED = "named", "unnamed", "dismissed"
+"""States of an identity: a person somebody named; a face, or group of faces, that nobody has named
+yet; one that somebody does not want to see."""
+ACTIVE, STAGING, RETIRED = "active", "staging", "retired"
+"""States of a generation; exactly one is active."""
 
 # SQLite gives ids only to columns of type INTEGER.
 _Id = BigInteger().with_variant(Integer, "sqlite")
@@ -56,9 +62,8 @@ class MetaRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     schema_version: Mapped[int]
     uuid: Mapped[str] = mapped_column(String(32))
-    contract: Mapped[str] = mapped_column(Text)
-    pack_name: Mapped[str] = mapped_column(String(64))
-    thresholds: Mapped[str | None] = mapped_column(Text)
+    generation: Mapped[int] = mapped_column(_Id, ForeignKey("generations.id"))
+    """The active one: its contract is the gallery's, its vectors answer."""
     revision: Mapped[int] = mapped_column(BigInteger)
     """Counts the writes; every write raises it by one."""
     vacuum_due: Mapped[bool]
@@ -66,15 +71,30 @@ class MetaRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class GenerationRow(Base):
+    """The vectors of one model: what they mean, and whether they answer."""
+
+    __tablename__ = "generations"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    contract: Mapped[str] = mapped_column(Text)
+    pack_name: Mapped[str] = mapped_column(String(64))
+    thresholds: Mapped[str | None] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(8))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class IdentityRow(Base):
-    """A person."""
+    """A person, or somebody who has yet to be named; a name is there in the state NAMED only."""
 
     __tablename__ = "identities"
     __table_args__ = ({"sqlite_autoincrement": True},)
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
-    name: Mapped[str] = mapped_column(Text)
-    name_key: Mapped[str] = mapped_column(Text, unique=True)
+    state: Mapped[str] = mapped_column(String(9), index=True)
+    name: Mapped[str | None] = mapped_column(Text)
+    name_key: Mapped[str | None] = mapped_column(Text, unique=True)
     """What names are compared by: see :func:`gallery.values.name_key`."""
     details: Mapped[str] = mapped_column(Text)
     """The caller's metadata, a JSON object."""
@@ -82,11 +102,11 @@ class IdentityRow(Base):
 
 
 class TemplateRow(Base):
-    """One enrolled view of a person; a photo gives a person at most one."""
+    """One view of a person; a face of a photo is theirs once."""
 
     __tablename__ = "templates"
     __table_args__ = (
-        UniqueConstraint("identity_id", "content_sha256", name="one_face_of_a_photo"),
+        UniqueConstraint("identity_id", "content_sha256", "face", name="a_face_of_a_photo_once"),
         {"sqlite_autoincrement": True},
     )
 
@@ -94,21 +114,69 @@ class TemplateRow(Base):
     identity_id: Mapped[int] = mapped_column(_Id, ForeignKey("identities.id"))
     source: Mapped[str] = mapped_column(Text)
     content_sha256: Mapped[str] = mapped_column(String(64))
+    face: Mapped[int] = mapped_column(Integer)
+    """Which of the photo's faces, as they were detected; 0 for an enrolment."""
+    box: Mapped[bytes | None] = mapped_column(LargeBinary)
+    """(4,) float32, little-endian, xyxy pixels of the photo; NULL where it was not kept."""
+    photo_id: Mapped[int | None] = mapped_column(
+        _Id, ForeignKey("photos.id", ondelete="SET NULL"), index=True
+    )
+    """Of the indexed photo that it came from; NULL for an enrolment."""
     det_score: Mapped[float]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     revision: Mapped[int] = mapped_column(BigInteger, index=True)
-    """Of the write that added the template, or last gave it to another person."""
+    """Of the write that added the template, or last gave it to somebody else or a name."""
 
 
 class EmbeddingRow(Base):
-    """The vector of a template: d float32, little-endian."""
+    """The vector of a template in one generation: d float32, little-endian."""
 
     __tablename__ = "embeddings"
 
     template_id: Mapped[int] = mapped_column(
         _Id, ForeignKey("templates.id", ondelete="CASCADE"), primary_key=True
     )
+    generation: Mapped[int] = mapped_column(_Id, ForeignKey("generations.id"), primary_key=True)
     vector: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class UnembeddedRow(Base):
+    """A template that has no vector in a generation, and why; it does not answer there."""
+
+    __tablename__ = "unembedded"
+
+    template_id: Mapped[int] = mapped_column(
+        _Id, ForeignKey("templates.id", ondelete="CASCADE"), primary_key=True
+    )
+    generation: Mapped[int] = mapped_column(_Id, ForeignKey("generations.id"), primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+
+
+class PhotoRow(Base):
+    """A photo that was indexed, by its content: what became of it."""
+
+    __tablename__ = "photos"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    content_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    outcome: Mapped[str] = mapped_column(String(12))
+    details: Mapped[str] = mapped_column(Text)
+    """Reasons, a JSON object."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class FileRow(Base):
+    """Where an indexed photo was last seen; a photo may lie in several places."""
+
+    __tablename__ = "files"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    path: Mapped[str] = mapped_column(Text, unique=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    mtime_ns: Mapped[int] = mapped_column(BigInteger)
+    photo_id: Mapped[int] = mapped_column(_Id, ForeignKey("photos.id"), index=True)
 
 
 class CropRow(Base):

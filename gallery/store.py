@@ -19,14 +19,14 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
-from facerec.errors import GalleryError, StoreCorrupt
+from facerec.errors import ContractMismatch, GalleryError, StoreCorrupt
 from facerec.types import EmbeddingContract, ThresholdTable
 from gallery import sqlite
 from gallery.records import ReadTransaction, WriteTransaction
-from gallery.schema import SCHEMA_VERSION, MetaRow
+from gallery.schema import ACTIVE, SCHEMA_VERSION, GenerationRow, MetaRow
 
 _log = logging.getLogger(__name__)
-_REVISION = select(MetaRow.revision)
+_POSITION = select(MetaRow.revision, MetaRow.generation)
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Meta:
     """What a gallery is: its own row of the store."""
 
     uuid: str
+    generation: int
     contract: EmbeddingContract
     pack_name: str
     thresholds: ThresholdTable | None
@@ -48,7 +49,9 @@ class Store:
         self.db = db
         self.read_only = read_only
         self.uuid = meta.uuid
+        self.generation = meta.generation
         self.dim = meta.contract.dim
+        self._pack_name = meta.pack_name
         self._engine = engine
         self._view = engine.execution_options(begin="BEGIN")
         self._change = engine.execution_options(begin="BEGIN IMMEDIATE")
@@ -62,17 +65,26 @@ class Store:
         """Make an empty gallery at ``db``; quietly none where one appeared meanwhile."""
 
         def fill(connection: Connection) -> None:
+            now = datetime.now(timezone.utc)
+            connection.execute(
+                insert(GenerationRow).values(
+                    id=1,
+                    contract=contract.to_json(),
+                    pack_name=pack_name,
+                    thresholds=thresholds_json(thresholds),
+                    state=ACTIVE,
+                    created_at=now,
+                )
+            )
             connection.execute(
                 insert(MetaRow).values(
                     id=1,
                     schema_version=SCHEMA_VERSION,
                     uuid=uuid.uuid4().hex,
-                    contract=contract.to_json(),
-                    pack_name=pack_name,
-                    thresholds=thresholds_json(thresholds),
+                    generation=1,
                     revision=1,
                     vacuum_due=False,
-                    created_at=datetime.now(timezone.utc),
+                    created_at=now,
                 )
             )
 
@@ -106,10 +118,13 @@ class Store:
         return store
 
     def revision(self) -> int:
-        """The number of the last write, of any process. About 50 microseconds."""
+        """The number of the last write, of any process. About 50 microseconds.
+
+        Raises ContractMismatch where the gallery was moved to another model since it was opened.
+        """
         self._require_same_file()
         with sqlite.translated(self.db), self._engine.connect() as connection:
-            return connection.execute(_REVISION).scalar_one()
+            return self._position(connection)
 
     def meta(self) -> Meta:
         with sqlite.translated(self.db), self._engine.connect() as connection:
@@ -117,17 +132,19 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[ReadTransaction]:
-        """A view of one revision, whatever others write meanwhile."""
+        """A view of one revision, whatever others write meanwhile. Raises as :meth:`revision`."""
         self._require_same_file()
         with sqlite.translated(self.db), self._view.begin() as connection:
-            yield ReadTransaction(connection, self.dim)
+            self._position(connection)
+            yield ReadTransaction(connection, self.dim, self.generation)
 
     @contextmanager
     def writing(self) -> Iterator[WriteTransaction]:
         """The only write under way, of any thread or process; commits at the end.
 
         Anything raised inside, Ctrl-C too, undoes it. Do not nest. Raises GalleryError
-        for a read-only gallery, a full disk, or a lock held for too long.
+        for a read-only gallery, a full disk, or a lock held for too long, and as
+        :meth:`revision`.
         """
         if self.read_only:
             raise GalleryError(
@@ -140,7 +157,20 @@ class Store:
             self._change.begin() as connection,
         ):
             self._require_same_file()
-            yield WriteTransaction(connection, self.dim)
+            self._position(connection)
+            yield WriteTransaction(connection, self.dim, self.generation)
+
+    def _position(self, connection: Connection) -> int:
+        """The revision, once it is sure that vectors still mean what they did at the opening."""
+        revision, generation = connection.execute(_POSITION).one()
+        if generation != self.generation:
+            meta = _read_meta(connection, self.db)
+            raise ContractMismatch(
+                f"{self.db.parent}: the gallery was moved from pack {self._pack_name!r} to pack "
+                f"{meta.pack_name!r} (contract {meta.contract.contract_id}) while it was open "
+                "here. Open it again, with that pack."
+            )
+        return int(revision)
 
     def compact(self) -> str | None:
         """Leave no byte of removed rows in the file. Returns a sentence where it could not."""
@@ -159,9 +189,10 @@ class Store:
         """Walk the whole database. Raises StoreCorrupt for the first thing that is wrong."""
         with sqlite.translated(self.db), self._view.begin() as connection:
             sqlite.check_structure(connection, self.db, thorough=True)
-            transaction = ReadTransaction(connection, self.dim)
-            for _ in transaction.vectors_since(0):
-                pass  # decoding checks them
+            transaction = ReadTransaction(connection, self.dim, self.generation)
+            for named in (True, False):
+                for _ in transaction.vectors_since(0, named=named):
+                    pass  # decoding checks them
 
     def close(self) -> None:
         self._engine.dispose()
@@ -197,6 +228,8 @@ def _read_meta(connection: Connection, db: Path) -> Meta:
     version = connection.execute(select(MetaRow.schema_version)).scalar()
     if version is None:
         raise StoreCorrupt(f"{db}: the database is damaged: it does not say what it is")
+    if version < SCHEMA_VERSION:
+        raise GalleryError(f"{db}: written by an earlier facerec (schema {version})")
     if version > SCHEMA_VERSION:
         raise GalleryError(
             f"{db}: written by a later facerec (schema {version}; this one knows "
@@ -205,16 +238,25 @@ def _read_meta(connection: Connection, db: Path) -> Meta:
     row = connection.execute(
         select(
             MetaRow.uuid,
-            MetaRow.contract,
-            MetaRow.pack_name,
-            MetaRow.thresholds,
+            MetaRow.generation,
+            GenerationRow.contract,
+            GenerationRow.pack_name,
+            GenerationRow.thresholds,
             MetaRow.revision,
             MetaRow.vacuum_due,
-        )
+        ).join(GenerationRow, GenerationRow.id == MetaRow.generation)
     ).one()
     try:
         contract = EmbeddingContract.from_json(row.contract)
         thresholds = thresholds_from_json(row.thresholds)
     except (ValueError, KeyError, TypeError) as exc:
         raise StoreCorrupt(f"{db}: the database is damaged: its contract is garbled") from exc
-    return Meta(row.uuid, contract, row.pack_name, thresholds, row.revision, row.vacuum_due)
+    return Meta(
+        row.uuid,
+        row.generation,
+        contract,
+        row.pack_name,
+        thresholds,
+        row.revision,
+        row.vacuum_due,
+    )

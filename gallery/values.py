@@ -41,7 +41,9 @@ class NewTemplate:
     embedding: (d,) float32, unit length. source: what the photo is called; free text.
     content_sha256: of the photo's bytes, 64 hexadecimal digits. det_score: [0, 1].
     crop_jpeg, landmarks: the loose crop and (5, 2) float32 in its pixels; both or neither.
-    created_at: aware; None stands for the moment of enrolment.
+    created_at: aware; None stands for the moment of enrolment. face: which of the photo's faces,
+    as they were detected; 0 for an enrolment. box_xyxy: (4,) float32, pixels of the photo.
+    photo_id: of an indexed photo.
 
     Raises GalleryError for a value that is not so.
     """
@@ -53,6 +55,9 @@ class NewTemplate:
     crop_jpeg: bytes | None = None
     landmarks: FloatArray | None = None
     created_at: datetime | None = None
+    face: int = 0
+    box_xyxy: FloatArray | None = None
+    photo_id: int | None = None
 
     def __post_init__(self) -> None:
         source = self.source[:MAX_SOURCE_LENGTH].replace("\0", "\ufffd")
@@ -67,10 +72,16 @@ class NewTemplate:
         if (self.crop_jpeg is None) != (self.landmarks is None):
             raise GalleryError(f"{source}: a crop comes with its landmarks, or neither is given")
         if self.crop_jpeg is not None and self.landmarks is not None:
-            object.__setattr__(self, "landmarks", _landmarks(self.landmarks, source))
+            object.__setattr__(
+                self, "landmarks", _pixels(self.landmarks, (5, 2), f"{source}: landmarks")
+            )
             _check_jpeg(self.crop_jpeg, source)
         if self.created_at is not None and self.created_at.tzinfo is None:
             raise GalleryError(f"{source}: created_at has no time zone")
+        if self.face < 0:
+            raise GalleryError(f"{source}: faces are counted from 0, got {self.face}")
+        if self.box_xyxy is not None:
+            object.__setattr__(self, "box_xyxy", _pixels(self.box_xyxy, (4,), f"{source}: box"))
 
 
 @dataclass(frozen=True)
@@ -193,10 +204,10 @@ def check_dim(dim: int, contract: EmbeddingContract, pack_name: str, what: str) 
         )
 
 
-def _landmarks(values: ArrayLike, source: str) -> FloatArray:
+def _pixels(values: ArrayLike, shape: tuple[int, ...], what: str) -> FloatArray:
     points: NDArray[np.float32] = np.array(values, dtype=np.float32, order="C")
-    if points.shape != (5, 2) or not np.isfinite(points).all():
-        raise GalleryError(f"{source}: landmarks are (5, 2) finite pixels, got {points.shape}")
+    if points.shape != shape or not np.isfinite(points).all():
+        raise GalleryError(f"{what}: expected {shape} finite pixels, got {points.shape}")
     points.flags.writeable = False
     return points
 

@@ -149,7 +149,7 @@ def test_a_later_version_s_gallery_is_refused(filled) -> None:
 @pytest.mark.parametrize(
     ("statement", "values"),
     [
-        ("UPDATE gallery SET contract = 'nonsense'", ()),
+        ("UPDATE generations SET contract = 'nonsense'", ()),
         ("DELETE FROM gallery", ()),
         ("UPDATE embeddings SET vector = ? WHERE template_id = 7", (b"short",)),
         ("UPDATE embeddings SET vector = ? WHERE template_id = 7", (bytes(4 * DIM),)),
@@ -470,7 +470,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 1 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "facerec-test", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "facerec-test", str(disk)]
     try:
         done = subprocess.run(mount, capture_output=True, check=False)
     except OSError:
