@@ -113,7 +113,7 @@ class TemplateRow(Base):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     identity_id: Mapped[int] = mapped_column(_Id, ForeignKey("identities.id"))
     source: Mapped[str] = mapped_column(Text)
-    content_sha256: Mapped[str] = mapped_column(String(64))
+    content_sha256: Mapped[str] = mapped_column(String(64), index=True)
     face: Mapped[int] = mapped_column(Integer)
     """Which of the photo's faces, as they were detected; 0 for an enrolment."""
     box: Mapped[bytes | None] = mapped_column(LargeBinary)
@@ -153,13 +153,18 @@ class UnembeddedRow(Base):
 
 
 class PhotoRow(Base):
-    """A photo that was indexed, by its content: what became of it."""
+    """A photo that was indexed, by its content and whom it was to show: what became of it."""
 
     __tablename__ = "photos"
-    __table_args__ = ({"sqlite_autoincrement": True},)
+    __table_args__ = (
+        UniqueConstraint("content_sha256", "label", name="a_photo_of_a_name_once"),
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
-    content_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    content_sha256: Mapped[str] = mapped_column(String(64))
+    label: Mapped[str] = mapped_column(String(16))
+    """Which name it was indexed under, as a digest; empty for none. See gallery.ledger."""
     outcome: Mapped[str] = mapped_column(String(12))
     details: Mapped[str] = mapped_column(Text)
     """Reasons, a JSON object."""
@@ -176,7 +181,14 @@ class FileRow(Base):
     path: Mapped[str] = mapped_column(Text, unique=True)
     size: Mapped[int] = mapped_column(BigInteger)
     mtime_ns: Mapped[int] = mapped_column(BigInteger)
-    photo_id: Mapped[int] = mapped_column(_Id, ForeignKey("photos.id"), index=True)
+    photo_id: Mapped[int | None] = mapped_column(_Id, ForeignKey("photos.id"), index=True)
+    """NULL for an archive, whose photos have rows of their own."""
+    archive_id: Mapped[int | None] = mapped_column(
+        _Id, ForeignKey("files.id", ondelete="CASCADE"), index=True
+    )
+    """The archive that it is a member of."""
+    label: Mapped[str] = mapped_column(String(16))
+    """Of an archive: where the names of its photos came from, as a digest."""
 
 
 class CropRow(Base):
