@@ -6,11 +6,8 @@ form is ``facerec.reporting``. Imports the core and numpy only.
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,16 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from facerec import __version__
-from facerec.errors import ConfigError, ImageError
-from facerec.files import write_atomically
+from facerec.embedded import embed_photos
+from facerec.errors import ImageError
 from facerec.identification import OpenSet, open_set
 from facerec.intervals import Interval, ListTooShort, bootstrap_tar, bootstrap_tar_all_pairs
 from facerec.lfw import (
     PAIRS_FILE,
     Progress,
     Protocol,
-    embed_central_faces,
     find_photos,
     read_protocol,
 )
@@ -45,7 +40,6 @@ from facerec.metrics import (
     tar_at_fars,
     threshold_for_fmr,
 )
-from facerec.packs.manifest import Pack, sha256_file
 from facerec.pairs import genuine_subjects, pair_scores, top_impostors
 from facerec.pipeline import Pipeline
 from facerec.types import FloatArray, ThresholdTable
@@ -165,29 +159,24 @@ def evaluate_lfw(
     computed. Raises ConfigError for a protocol, folder or embeddings file that is wrong, and
     ImageError for a photo that cannot be read.
     """
-    if embeddings_file is not None and not embeddings_file.absolute().parent.is_dir():
-        raise ConfigError(f"{embeddings_file}: no such folder; make it first")
     protocol = read_protocol(pairs_file or folder / PAIRS_FILE)
     paths = find_photos(protocol, folder)
-    key = _embeddings_key(pipeline.pack, protocol)
-    if embeddings_file is not None and embeddings_file.exists():
-        embeddings, found, seconds = _load_embeddings(embeddings_file, key)
-    else:
-        began = time.perf_counter()
-        embeddings, found = embed_central_faces(
-            pipeline, paths, batch_size=batch_size, progress=progress
-        )
-        seconds = time.perf_counter() - began
-        if embeddings_file is not None:
-            _save_embeddings(embeddings_file, key, embeddings, found, seconds)
+    embedded = embed_photos(
+        pipeline,
+        paths,
+        protocol.sha256,
+        batch_size=batch_size,
+        progress=progress,
+        kept_in=embeddings_file,
+    )
     return assess(
         protocol,
-        embeddings,
-        found,
+        embedded.rows,
+        embedded.found,
         pack=pipeline.pack.name,
         contract_id=pipeline.contract.contract_id,
         data="LFW View 2" if protocol.is_lfw_view_2 else f"{folder.resolve().name} (LFW layout)",
-        seconds=seconds,
+        seconds=embedded.seconds,
     )
 
 
@@ -357,48 +346,3 @@ def _closest(
         ClosePair(names[a], names[b], float(score))
         for score, (a, b) in zip(top.scores[:_CLOSEST], top.rows, strict=False)
     )
-
-
-def _embeddings_key(pack: Pack, protocol: Protocol) -> str:
-    """What the embeddings of a run depend on, as one comparable text."""
-    detector = pack.manifest.detector
-    return json.dumps(
-        {
-            "facerec": __version__,
-            "contract": pack.contract.contract_id,
-            "detector": detector.sha256 or sha256_file(pack.detector_path),
-            "settings": [
-                detector.kind,
-                detector.max_side,
-                detector.score_threshold,
-                detector.nms_iou,
-            ],
-            "photos": protocol.sha256,
-        }
-    )
-
-
-def _save_embeddings(
-    path: Path, key: str, embeddings: FloatArray, found: NDArray[np.bool_], seconds: float
-) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, key=np.array(key), embeddings=embeddings, found=found, seconds=seconds)
-    try:
-        write_atomically(path, buffer.getvalue())
-    except OSError as exc:
-        raise ConfigError(f"{path}: the embeddings cannot be written: {exc}") from exc
-
-
-def _load_embeddings(path: Path, key: str) -> tuple[FloatArray, NDArray[np.bool_], float]:
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            stored = str(data["key"])
-            result = data["embeddings"], data["found"], float(data["seconds"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as exc:
-        raise ConfigError(f"{path}: not a file of embeddings: {exc}; remove it") from exc
-    if stored != key:
-        raise ConfigError(
-            f"{path}: made by another pack, version of facerec or list of photos; remove it or "
-            f"name another file (it says {stored}, this run is {key})"
-        )
-    return result

@@ -1,10 +1,13 @@
 """Searches of a gallery that holds one photo a person, and the error rates that they show.
 
+How they change with the size of the gallery is ``facerec.growth``.
+
 Imports the core and numpy only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +18,24 @@ from facerec.metrics import (
     OpenSetPoint,
     Scores,
     allowed_count,
-    cmc,
     fnir_at_fpir,
+    hit_rates,
+    mate_ranks,
+    open_set_at,
 )
 from facerec.types import FloatArray
 
 FPIRS = (1e-1, 1e-2)
 CMC_RANKS = (1, 5, 10)
 _MAX_RANK = 20
+_NOT_FOUND = np.iinfo(np.int64).max
+"""Rank of the person of a probe without a face."""
+_SCORES_AT_ONCE = 1 << 24
+_SEED = 2007
+_FEWEST_STRANGERS = 100
+"""So many searches of strangers show an FPIR of 10 %."""
+
+Rows = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -43,22 +56,27 @@ class OpenSet:
 class Searches:
     """What searching found. enrolled: people in the gallery.
 
-    cmc: (20,) float64, share of mated probes whose person is among the first 1, 2, ... people.
-    mated: (m,) similarity of the best person found for each mated probe, and right: (m,) bool,
-    whether it is the probe's. strangers: (s,) likewise of strangers' probes; -inf where a probe
-    has no face.
+    ranks: (m,) int64, place of each mated probe's person, from 1; beyond everybody where the
+    probe has no face. mated: (m,) similarity of the best person found for each mated probe, and
+    right: (m,) bool, whether it is the probe's. strangers: (s,) likewise of strangers' probes;
+    -inf where a probe has no face.
     """
 
     enrolled: int
-    cmc: NDArray[np.float64]
+    ranks: NDArray[np.int64]
     mated: Scores
     right: NDArray[np.bool_]
     strangers: Scores
 
     @property
+    def cmc(self) -> NDArray[np.float64]:
+        """(20,), share of mated probes whose person is among the first 1, 2, ... people."""
+        return hit_rates(self.ranks, _MAX_RANK)
+
+    @property
     def hit_rates(self) -> tuple[tuple[int, float], ...]:
         """(rank, share of mated probes whose person is among the first ``rank``)."""
-        return tuple((rank, float(self.cmc[rank - 1])) for rank in CMC_RANKS)
+        return tuple((rank, float((self.ranks <= rank).mean())) for rank in CMC_RANKS)
 
     @property
     def points(self) -> tuple[OpenSetPoint, ...]:
@@ -73,10 +91,70 @@ class Searches:
             if allowed_count(len(self.strangers), fpir) >= MIN_IMPOSTORS
         )
 
+    def at_threshold(self, threshold: float, fpir: float) -> OpenSetPoint:
+        """What a cosine ``threshold`` gives that was chosen for ``fpir`` by other means."""
+        return open_set_at(self.mated, self.right, self.strangers, threshold, fpir)
+
 
 def single_photos(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which photos (n,) show somebody of whom there is no other; labels: (n,) from 0."""
     return np.asarray(np.bincount(labels)[labels] == 1)
+
+
+def choose_strangers(labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], str]:
+    """Which photos (n,) show people who are never enrolled, and in words who they are.
+
+    labels: (n,) from 0. Strangers are the people of a single photo; where those are fewer than
+    100, half of the others as well, drawn by a fixed seed.
+    """
+    strangers = single_photos(labels)
+    if strangers.sum() >= _FEWEST_STRANGERS:
+        return strangers, "the people of a single photo"
+    known = np.unique(labels[~strangers])
+    drawn = np.random.default_rng(_SEED).permutation(known)[: len(known) // 2]
+    alone = " and the people of a single photo" if strangers.any() else ""
+    who = f"half of the people, drawn by a fixed seed{alone}"
+    return strangers | np.isin(labels, drawn), who
+
+
+def first_photos(candidates: Rows, labels: NDArray[np.int64]) -> Rows:
+    """Of the photos ``candidates`` (c,) the first of each person, by ascending label."""
+    return candidates[np.unique(labels[candidates], return_index=True)[1]]
+
+
+def search(
+    rows: FloatArray,
+    found: NDArray[np.bool_],
+    labels: NDArray[np.int64],
+    enrolled: Rows,
+    mated: Rows,
+    strangers: Rows,
+) -> Searches:
+    """Search the photos ``enrolled`` (g,), one a person, for ``mated`` (m,) and ``strangers`` (s,).
+
+    rows: (n, d) float32 unit embeddings, of which those without ``found`` (n,) find nobody;
+    enrolled ones are all found. labels: (n,) integers; of ``mated`` all among the enrolled,
+    of ``strangers`` none. g and m at least 1. In blocks: memory is 64 MB of similarities.
+    """
+    gallery, people = rows[enrolled].T, labels[enrolled]
+    step = max(1, _SCORES_AT_ONCE // len(enrolled))
+    ranks = np.full(len(mated), _NOT_FOUND, np.int64)
+    best = np.full(len(mated), -np.inf, np.float32)
+    right = np.zeros(len(mated), np.bool_)
+    for block in _blocks(np.flatnonzero(found[mated]), step):
+        probes = mated[block]
+        similarity = rows[probes] @ gallery
+        ranks[block] = mate_ranks(similarity, labels[probes], people)
+        best[block] = similarity.max(axis=1)
+        right[block] = people[similarity.argmax(axis=1)] == labels[probes]
+    of_strangers = np.full(len(strangers), -np.inf, np.float32)
+    for block in _blocks(np.flatnonzero(found[strangers]), step):
+        of_strangers[block] = (rows[strangers[block]] @ gallery).max(axis=1)
+    return Searches(len(enrolled), ranks, best, right, of_strangers)
+
+
+def _blocks(indices: Rows, step: int) -> Iterator[Rows]:
+    return (indices[start : start + step] for start in range(0, len(indices), step))
 
 
 def search_first_photos(
@@ -87,31 +165,17 @@ def search_first_photos(
 ) -> Searches | None:
     """Enrol the first photo of everybody with two or more, and search for all the others.
 
-    rows: (n, d) float32 unit embeddings, of which those without ``found`` (n,) count for nothing:
-    a probe without a face finds nobody. labels: (n,) integers from 0. strangers: (n,) bool, the
-    photos of people who are not enrolled, all of them probes; a person is one or the other.
-    Photos of one person alone who is no stranger are left out. None where nobody can be
-    enrolled and searched for. Memory: 4 bytes for each pair of a probe and an enrolled person.
+    As :func:`search`, with labels from 0. strangers: (n,) bool, the photos of people who are not
+    enrolled, all of them probes; a person is one or the other. Photos of one person alone who
+    is no stranger are left out. None where nobody can be enrolled and searched for.
     """
     known = ~strangers & ~single_photos(labels)
-    candidates = np.flatnonzero(known & found)
-    people, first = np.unique(labels[candidates], return_index=True)
-    enrolled = candidates[first]
-    mated = np.flatnonzero(known & np.isin(labels, people))
+    enrolled = first_photos(np.flatnonzero(known & found), labels)
+    mated = np.flatnonzero(known & np.isin(labels, labels[enrolled]))
     mated = np.setdiff1d(mated, enrolled)
     if not len(mated):
         return None
-    similarity = np.where(found[mated, None], rows[mated] @ rows[enrolled].T, -np.inf)
-    outside = np.flatnonzero(strangers)
-    of_strangers = (rows[outside] @ rows[enrolled].T).max(axis=1)
-    of_strangers[~found[outside]] = -np.inf
-    return Searches(
-        enrolled=len(enrolled),
-        cmc=cmc(similarity, labels[mated], people, _MAX_RANK),
-        mated=similarity.max(axis=1),
-        right=people[similarity.argmax(axis=1)] == labels[mated],
-        strangers=of_strangers,
-    )
+    return search(rows, found, labels, enrolled, mated, np.flatnonzero(strangers))
 
 
 def open_set(

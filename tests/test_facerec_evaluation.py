@@ -260,7 +260,7 @@ def test_embeddings_are_kept_and_read_back_only_by_the_same_pack(
         raise AssertionError("embedded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("facerec.evaluation.embed_central_faces", must_not_run)
+        patch.setattr("facerec.embedded.embed_central_faces", must_not_run)
         assert evaluate_lfw(pipeline, album, embeddings_file=kept) == first
     assert first.accuracy == album_report.accuracy
     manifest = pipeline.pack.manifest

@@ -129,10 +129,10 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
 def test_folders_that_hold_nothing_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         ImageFolder(tmp_path / "missing")
-    with pytest.raises(ConfigError, match=r"no images\. Training needs a folder per person"):
+    with pytest.raises(ConfigError, match=r"no images\. This needs a folder per person"):
         ImageFolder(tmp_path)
     (tmp_path / "somebody").mkdir()
-    with pytest.raises(ConfigError, match=r"no images\. Training needs a folder per person"):
+    with pytest.raises(ConfigError, match=r"no images\. This needs a folder per person"):
         open_source(tmp_path)
     (tmp_path / "a.jpg").write_bytes(to_jpeg(picture(0)))
     with pytest.raises(ConfigError, match="1 images lie in the folder itself"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from facerec.identification import Searches, search_first_photos, single_photos
+from facerec.identification import Searches, choose_strangers, search_first_photos
 from facerec.types import FloatArray
 from training.evaluation.results import (
     ClosedSetResult,
@@ -13,10 +13,6 @@ from training.evaluation.results import (
     closed_set_result,
     open_set_result,
 )
-
-_SEED = 2007
-_FEWEST_STRANGERS = 100
-"""So many searches of strangers show an FPIR of 10 %."""
 
 
 def identify(
@@ -31,13 +27,7 @@ def identify(
     """
     nobody = np.zeros(len(labels), dtype=np.bool_)
     closed = search_first_photos(rows, found, labels, nobody)
-    strangers, who = single_photos(labels), "the people of a single photo"
-    if strangers.sum() < _FEWEST_STRANGERS:
-        known = np.unique(labels[~strangers])
-        drawn = np.random.default_rng(_SEED).permutation(known)[: len(known) // 2]
-        alone = " and the people of a single photo" if strangers.any() else ""
-        strangers = strangers | np.isin(labels, drawn)
-        who = f"half of the people, drawn by a fixed seed{alone}"
+    strangers, who = choose_strangers(labels)
     opened: Searches | None = None
     if strangers.any():
         opened = search_first_photos(rows, found, labels, strangers)
