@@ -8,6 +8,7 @@ is an error. Imports the core and pydantic only.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     gallery: str = Field(default_factory=lambda: str(user_data_path("facerec") / "gallery"))
-    """Folder of the gallery."""
+    """Folder of the gallery, or postgresql://... where a database server holds it."""
     pack: str | None = None
     """Name of a model pack, or path of its folder; None: the gallery's own, else "bundled"."""
     packs: Path | None = None
@@ -64,6 +65,11 @@ class Settings(BaseSettings):
         if path := os.environ.get(_CONFIG_FILE):
             sources.append(TomlConfigSettingsSource(settings_cls, Path(path)))
         return tuple(sources)
+
+
+def is_url(gallery: str) -> bool:
+    """Whether the gallery is on a server, and not in a folder."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", gallery) is not None
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from facerec.config import Settings
+from facerec.config import Settings, is_url
 from facerec.errors import FacerecError, ModelError
 from facerec.packs import find_pack, list_packs
 from facerec.packs.manifest import Pack
@@ -57,7 +57,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     for package in ("gallery", "training"):
         yield from _owner(package)
     yield _device(settings)
-    yield _folder("gallery folder", Path(settings.gallery))
+    if not is_url(settings.gallery):
+        yield _folder("gallery folder", Path(settings.gallery))
     yield _folder("pack cache", settings.cache)
     for info in list_packs(search=settings.packs, cache=settings.cache):
         if info.problem:

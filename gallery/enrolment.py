@@ -87,7 +87,7 @@ def enrol_photos(
     check_contract(
         gallery.contract,
         pipeline.contract,
-        str(gallery.folder),
+        gallery.where,
         gallery.pack_name,
         pipeline.pack.name,
     )

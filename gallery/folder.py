@@ -1,4 +1,4 @@
-"""The folder of a gallery: whether one may be made there. Imports the core and sqlite's names."""
+"""Whether a gallery may be made at a place. Imports the core and sqlite's names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from facerec.errors import GalleryError
 from facerec.types import EmbeddingContract
+from gallery.location import Location
 from gallery.sqlite import DB_NAME
 
 
@@ -18,16 +19,27 @@ def is_there(db: Path) -> bool:
 
 
 def permit_creation(
-    folder: Path, contract: EmbeddingContract | None, create: bool
+    location: Location, contract: EmbeddingContract | None, create: bool
 ) -> EmbeddingContract:
-    """The contract of a gallery to be made in ``folder``. Raises GalleryError if none may be."""
-    if folder.exists() and not folder.is_dir():
+    """The contract of a gallery to be made at ``location``, whose folder is there afterwards.
+
+    Raises GalleryError if none may be made.
+    """
+    folder = location.folder
+    if folder is not None and folder.exists() and not folder.is_dir():
         raise GalleryError(f"{folder}: a gallery is a folder, and this is a file")
     if not create or contract is None:
         raise GalleryError(
-            f"{folder}: there is no gallery here. Enrol someone to make one, or name the "
-            "folder of another."
+            f"{location}: there is no gallery here. Enrol someone to make one, or name the "
+            f"{'folder' if folder else 'database'} of another."
         )
+    if folder is not None:
+        _require_empty(folder)
+        _make_folder(folder)
+    return contract
+
+
+def _require_empty(folder: Path) -> None:
     try:
         others = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
     except OSError as exc:
@@ -39,11 +51,9 @@ def permit_creation(
             f"{folder}: the folder holds {others[0]!r} but no {DB_NAME}. Choose an empty "
             "folder, or restore the database of the gallery that was here."
         )
-    return contract
 
 
-def make_folder(folder: Path) -> None:
-    """With its parents. Raises GalleryError."""
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as exc:

@@ -25,10 +25,10 @@ from facerec.types import (
     Template,
     ThresholdTable,
 )
-from gallery import sqlite
-from gallery.folder import is_there, make_folder, permit_creation
+from gallery.folder import permit_creation
 from gallery.index import FaissFlatIndex
 from gallery.live import IndexFactory, LiveIndex
+from gallery.location import Location
 from gallery.people import Hit
 from gallery.policy import OperatingPoint, operating_point
 from gallery.records import ReadTransaction, WriteTransaction
@@ -67,6 +67,7 @@ class Gallery:
     def __init__(self, store: Store, index_factory: IndexFactory) -> None:
         """Use :meth:`open`."""
         meta = store.meta()
+        self.location = store.location
         self._store = store
         self._contract = meta.contract
         self._pack_name = meta.pack_name
@@ -76,7 +77,7 @@ class Gallery:
 
     @staticmethod
     def open(
-        path: str | Path,
+        path: str | Path | Location,
         *,
         contract: EmbeddingContract | None = None,
         thresholds: ThresholdTable | None = None,
@@ -86,6 +87,8 @@ class Gallery:
     ) -> Gallery:
         """The gallery in folder ``path``, made there if there is none and ``create``.
 
+        path: or a URL, ``postgresql://USER:PASSWORD@HOST/DATABASE``, whose database is there:
+        see :class:`gallery.location.Location`.
         contract: of the embeddings it shall hold; needed to make one, and checked
         against an existing one (None: take it as it is). thresholds, pack_name: of the
         pack in use; an existing gallery of the same contract takes them over.
@@ -94,18 +97,16 @@ class Gallery:
         damaged database, with nothing written; GalleryError for a folder that holds
         other files, or no gallery where none may be made.
         """
-        folder = Path(path)
-        db = folder / sqlite.DB_NAME
-        if not is_there(db):
-            new_contract = permit_creation(folder, contract, create)
-            make_folder(folder)
-            Store.create(db, new_contract, pack_name or "unnamed", thresholds)
-        store = Store.open(db)
+        location = Location.of(path)
+        if not Store.exists(location):
+            new_contract = permit_creation(location, contract, create)
+            Store.create(location, new_contract, pack_name or "unnamed", thresholds)
+        store = Store.open(location)
         try:
             if contract is not None:
                 meta = store.meta()
                 check_contract(
-                    meta.contract, contract, str(folder), meta.pack_name, pack_name or "unnamed"
+                    meta.contract, contract, str(location), meta.pack_name, pack_name or "unnamed"
                 )
             gallery = Gallery(store, index_factory)
             gallery._take_over(thresholds, pack_name)
@@ -135,7 +136,13 @@ class Gallery:
                 self._store.close()
 
     @property
+    def where(self) -> str:
+        """What messages call it: its folder, or its URL without the password."""
+        return self._store.gallery
+
+    @property
     def folder(self) -> Path:
+        """Raises GalleryError for a gallery on a server."""
         return self._store.db.parent
 
     @property
@@ -211,7 +218,7 @@ class Gallery:
             # Someone was removed between search and look-up, so the revision has moved: again.
             if self._store.revision() == revision:
                 raise StoreCorrupt(
-                    f"{self.folder}: the database is damaged: it holds templates of nobody. "
+                    f"{self.where}: the database is damaged: it holds templates of nobody. "
                     "Restore the folder from a backup, or import an export into a new one."
                 )
 
@@ -339,7 +346,7 @@ class Gallery:
             change.set_details(keep.id, metadata_json({**gone.metadata, **keep.metadata}))
             person = change.identity(keep.id)
         if problem := self._store.compact():
-            _log.warning("%s: removed rows are not compacted yet: %s", self.folder, problem)
+            _log.warning("%s: removed rows are not compacted yet: %s", self.where, problem)
         return person
 
     def remove(self, name_or_id: NameOrId) -> Removal:
@@ -416,7 +423,7 @@ class Gallery:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise GalleryError(f"{self.folder}: the gallery is closed")
+            raise GalleryError(f"{self.where}: the gallery is closed")
 
     def _operating_point(self, people: int, **asked: float | None) -> OperatingPoint:
         return operating_point(self._thresholds, people, pack_name=self._pack_name, **asked)

@@ -5,13 +5,12 @@ Imports the core and this package.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from facerec.config import Settings
-from facerec.errors import GalleryError
 from facerec.packs import Pack, find_pack
 from facerec.pipeline import Pipeline
 from gallery.gallery import Gallery
+from gallery.location import Location
+from gallery.store import Store
 
 DEFAULT_PACK = "bundled"
 
@@ -22,7 +21,7 @@ def choose_pack(settings: Settings) -> Pack:
     Raises ModelError for a pack that is not there, GalleryError and StoreCorrupt for a
     gallery that does not open.
     """
-    name = settings.pack or _pack_of(Path(settings.gallery)) or DEFAULT_PACK
+    name = settings.pack or _pack_of(Location.of(settings.gallery)) or DEFAULT_PACK
     return find_pack(name, search=settings.packs, cache=settings.cache)
 
 
@@ -53,14 +52,15 @@ def open_with_pack(settings: Settings, *, create: bool = False) -> tuple[Gallery
     return gallery, pipeline
 
 
-def _pack_of(folder: Path) -> str | None:
-    """The pack that the gallery in ``folder`` was made with; None where there is no gallery."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+def _pack_of(location: Location) -> str | None:
+    """The pack that the gallery was made with; None where there is none yet."""
+    folder = location.folder
+    if folder is not None and (not folder.is_dir() or not any(folder.iterdir())):
         return None
+    if not Store.exists(location):
+        return None  # opening it to write says better why not
+    store = Store.open(location)
     try:
-        with Gallery.open(folder, create=False) as gallery:
-            return gallery.pack_name
-    except GalleryError:
-        if (folder / "gallery.db").exists():
-            raise
-        return None  # not a gallery: opening it to write says so better
+        return store.meta().pack_name
+    finally:
+        store.close()

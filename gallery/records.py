@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, update
 
 from facerec.errors import IdentityExists, IdentityNotFound, StoreCorrupt
 from facerec.types import FloatArray, Identity, Template
@@ -180,7 +180,7 @@ class ReadTransaction:
             query = query.where(TemplateRow.revision > revision).order_by(TemplateRow.revision)
         else:
             query = query.order_by(TemplateRow.id)
-        for rows in self.connection.execute(query).partitions(READ_BATCH):
+        for rows in self._stream(query, READ_BATCH):
             ids, owners, blobs = zip(*sorted(rows, key=itemgetter(0)), strict=True)
             vectors = self._decode(ids, blobs)
             yield VectorBatch(np.array(ids, np.int64), np.array(owners, np.int64), vectors)
@@ -192,8 +192,7 @@ class ReadTransaction:
             .join(EmbeddingRow, EmbeddingRow.template_id == TemplateRow.id)
             .where(_is_named(True), EmbeddingRow.generation == self.generation)
         )
-        rows = self.connection.execute(query.order_by(TemplateRow.id))
-        for some in rows.partitions(READ_BATCH):
+        for some in self._stream(query.order_by(TemplateRow.id), READ_BATCH):
             yield from map(_template, some)
 
     def all_crops(self) -> Iterator[tuple[int, bytes]]:
@@ -206,8 +205,12 @@ class ReadTransaction:
             .where(_is_named(True), EmbeddingRow.generation == self.generation)
             .order_by(CropRow.template_id)
         )
-        for some in self.connection.execute(query).partitions(_SQL_BATCH):
+        for some in self._stream(query, _SQL_BATCH):
             yield from ((row[0], row[1]) for row in some)
+
+    def _stream(self, query: Select[Any], size: int) -> Iterator[Sequence[Row[Any]]]:
+        """The rows of a query, ``size`` at a time, and never all of them in memory."""
+        return self.connection.execute(query, execution_options={"yield_per": size}).partitions()
 
     def _decode(self, ids: Sequence[int], blobs: Sequence[bytes | None]) -> FloatArray:
         for template_id, blob in zip(ids, blobs, strict=True):

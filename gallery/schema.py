@@ -36,6 +36,10 @@ ACTIVE, STAGING, RETIRED = "active", "staging", "retired"
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
 
+# In the order of code points everywhere: a server sorts by its language otherwise.
+_SortedText = Text().with_variant(Text(collation="C"), "postgresql")
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware datetime, stored in UTC; SQLite itself keeps no zone."""
 
@@ -94,7 +98,7 @@ class IdentityRow(Base):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     state: Mapped[str] = mapped_column(String(9), index=True)
     name: Mapped[str | None] = mapped_column(Text)
-    name_key: Mapped[str | None] = mapped_column(Text, unique=True)
+    name_key: Mapped[str | None] = mapped_column(_SortedText, unique=True)
     """What names are compared by: see :func:`gallery.values.name_key`."""
     details: Mapped[str] = mapped_column(Text)
     """The caller's metadata, a JSON object."""

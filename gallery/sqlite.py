@@ -1,7 +1,7 @@
 """SQLite: files, connections, compaction, and its errors in our words.
 
-All that is particular to SQLite lives here; another database needs a module like
-this one. Imports the core and SQLAlchemy only.
+All that is particular to SQLite lives here: what :mod:`gallery.database` asks for, and
+files. Imports the core, SQLAlchemy, and this package's schema.
 """
 
 from __future__ import annotations
@@ -40,6 +40,86 @@ _RESTORE = (
 )
 
 Mode = Literal["rw", "ro", "immutable"]
+
+
+class SqliteDatabase:
+    """A gallery's file: a :class:`gallery.database.Database`.
+
+    Raises StoreCorrupt for a damaged file, having written nothing; GalleryError for one of
+    another program.
+    """
+
+    def __init__(self, db: Path) -> None:
+        check_file(db)
+        self.db = db
+        self.read_only = True
+        self._mode = readable_mode(db)
+        self._connect(self._mode)
+        self._file = self._file_id()
+
+    @property
+    def name(self) -> str:
+        return str(self.db)
+
+    @property
+    def gallery(self) -> str:
+        return str(self.db.parent)
+
+    def allow_writing(self) -> None:
+        if self._mode != "immutable" and is_writable(self.db):
+            self._engine.dispose()
+            self._connect("rw")
+            self.read_only = False
+
+    @contextmanager
+    def glancing(self) -> Iterator[Connection]:
+        self._require_same_file()
+        with translated(self.db), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def viewing(self) -> Iterator[Connection]:
+        self._require_same_file()
+        with translated(self.db), self._view.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def changing(self) -> Iterator[Connection]:
+        if self.read_only:
+            raise GalleryError(
+                f"{self.db}: the gallery is read-only here: this user may not write to its "
+                "folder, or the disk is full or mounted read-only. The gallery is unchanged."
+            )
+        with translated(self.db), self._change.begin() as connection:
+            self._require_same_file()
+            yield connection
+
+    def check_structure(self, connection: Connection, *, thorough: bool) -> None:
+        if thorough or self.db.stat().st_size <= QUICK_CHECK_BYTES:
+            check_structure(connection, self.db, thorough=thorough)
+
+    def compact(self) -> None:
+        compact(self._engine, self.db)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _connect(self, mode: Mode) -> None:
+        self._engine = connect(self.db, mode)
+        self._view = self._engine.execution_options(begin="BEGIN")
+        self._change = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+
+    def _file_id(self) -> tuple[int, int]:
+        try:
+            status = self.db.stat()
+        except OSError as exc:
+            raise GalleryError(f"{self.db}: the gallery is gone ({exc.strerror or exc})") from exc
+        return status.st_dev, status.st_ino
+
+    def _require_same_file(self) -> None:
+        """A database that was moved or replaced would take writes that nobody sees again."""
+        if self._file_id() != self._file:
+            raise GalleryError(f"{self.db}: the file was replaced while it was open; open it anew")
 
 
 def connect(db: Path, mode: Mode, *, create: bool = False) -> Engine:

@@ -2,7 +2,7 @@
 
 A ``Store`` is one gallery's database. Reads are consistent views; a write is
 committed whole or leaves no trace, and several processes take turns. Imports the
-core, SQLAlchemy, and this package's schema, records and sqlite.
+core, SQLAlchemy, and this package's schema, records and databases.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from facerec.errors import ContractMismatch, GalleryError, StoreCorrupt
 from facerec.types import EmbeddingContract, ThresholdTable
 from gallery import sqlite
+from gallery.database import Database
+from gallery.folder import is_there
+from gallery.location import Location
 from gallery.records import ReadTransaction, WriteTransaction
 from gallery.schema import ACTIVE, SCHEMA_VERSION, GenerationRow, MetaRow
 
 _log = logging.getLogger(__name__)
-_POSITION = select(MetaRow.revision, MetaRow.generation)
+_POSITION = select(MetaRow.revision, MetaRow.generation, MetaRow.uuid)
 
 
 @dataclass(frozen=True)
@@ -45,30 +48,38 @@ class Meta:
 class Store:
     """An open database. Threads may share it; processes open their own (never fork one)."""
 
-    def __init__(self, db: Path, engine: Engine, meta: Meta, *, read_only: bool) -> None:
-        self.db = db
-        self.read_only = read_only
+    def __init__(self, location: Location, database: Database, meta: Meta) -> None:
+        """Use :meth:`open`."""
+        self.location = location
+        self.database = database
         self.uuid = meta.uuid
         self.generation = meta.generation
         self.dim = meta.contract.dim
         self._pack_name = meta.pack_name
-        self._engine = engine
-        self._view = engine.execution_options(begin="BEGIN")
-        self._change = engine.execution_options(begin="BEGIN IMMEDIATE")
         self._one_writer = threading.Lock()
-        self._file = self._file_id()
+
+    @staticmethod
+    def exists(location: Location) -> bool:
+        """Whether there is a gallery. Raises GalleryError where one may or can not look."""
+        if location.url is None:
+            return is_there(_db(location))
+        from gallery import postgres
+
+        return postgres.holds_gallery(location)
 
     @staticmethod
     def create(
-        db: Path, contract: EmbeddingContract, pack_name: str, thresholds: ThresholdTable | None
+        location: Location,
+        contract: EmbeddingContract,
+        pack_name: str,
+        thresholds: ThresholdTable | None,
     ) -> None:
-        """Make an empty gallery at ``db``; quietly none where one appeared meanwhile."""
+        """Make an empty gallery; quietly none where one appeared meanwhile."""
 
         def fill(connection: Connection) -> None:
             now = datetime.now(timezone.utc)
             connection.execute(
                 insert(GenerationRow).values(
-                    id=1,
                     contract=contract.to_json(),
                     pack_name=pack_name,
                     thresholds=thresholds_json(thresholds),
@@ -81,60 +92,81 @@ class Store:
                     id=1,
                     schema_version=SCHEMA_VERSION,
                     uuid=uuid.uuid4().hex,
-                    generation=1,
+                    generation=select(GenerationRow.id).scalar_subquery(),
                     revision=1,
                     vacuum_due=False,
                     created_at=now,
                 )
             )
 
-        sqlite.create_database(db, fill)
+        if location.url is None:
+            sqlite.create_database(_db(location), fill)
+        else:
+            from gallery import postgres
+
+            postgres.create_database(location, fill)
 
     @staticmethod
-    def open(db: Path) -> Store:
-        """The store at ``db``; read-only where this process may not write it.
+    def open(location: Location) -> Store:
+        """The store at ``location``; read-only where this process may not write it.
 
         Raises StoreCorrupt for a damaged database, having written nothing; GalleryError
         for one of another program or of a later version of facerec.
         """
-        sqlite.check_file(db)
-        mode = sqlite.readable_mode(db)
-        engine = sqlite.connect(db, mode)
+        database = _open_database(location)
         try:
-            with sqlite.translated(db), engine.connect() as connection:
-                if db.stat().st_size <= sqlite.QUICK_CHECK_BYTES:
-                    sqlite.check_structure(connection, db, thorough=False)
-                meta = _read_meta(connection, db)
-            read_only = mode == "immutable" or not sqlite.is_writable(db)
+            with database.glancing() as connection:
+                database.check_structure(connection, thorough=False)
+                meta = _read_meta(connection, database.name)
+            database.allow_writing()
         except BaseException:
-            engine.dispose()
+            database.close()
             raise
-        if not read_only:
-            engine.dispose()
-            engine = sqlite.connect(db, "rw")
-        store = Store(db, engine, meta, read_only=read_only)
-        if meta.vacuum_due and not read_only and (problem := store.compact()):
-            _log.warning("%s: removed rows are not compacted yet: %s", db, problem)
+        store = Store(location, database, meta)
+        if meta.vacuum_due and not store.read_only and (problem := store.compact()):
+            _log.warning("%s: removed rows are not compacted yet: %s", store.name, problem)
         return store
 
+    @property
+    def name(self) -> str:
+        """What messages call it: a file, or a URL without its password."""
+        return self.database.name
+
+    @property
+    def gallery(self) -> str:
+        """What messages call the gallery: its folder, or its URL without the password."""
+        return self.database.gallery
+
+    @property
+    def db(self) -> Path:
+        """The file. Raises GalleryError for a gallery on a server."""
+        if not isinstance(self.database, sqlite.SqliteDatabase):
+            raise GalleryError(
+                f"{self.name}: this needs a gallery in a folder, and this one is on a server. "
+                "Use the server's own tools, or export it to a file."
+            )
+        return self.database.db
+
+    @property
+    def read_only(self) -> bool:
+        return self.database.read_only
+
     def revision(self) -> int:
-        """The number of the last write, of any process. About 50 microseconds.
+        """The number of the last write, of any process. About 50 microseconds with SQLite.
 
         Raises ContractMismatch where the gallery was moved to another model since it was opened.
         """
-        self._require_same_file()
-        with sqlite.translated(self.db), self._engine.connect() as connection:
+        with self.database.glancing() as connection:
             return self._position(connection)
 
     def meta(self) -> Meta:
-        with sqlite.translated(self.db), self._engine.connect() as connection:
-            return _read_meta(connection, self.db)
+        with self.database.glancing() as connection:
+            return _read_meta(connection, self.name)
 
     @contextmanager
     def reading(self) -> Iterator[ReadTransaction]:
         """A view of one revision, whatever others write meanwhile. Raises as :meth:`revision`."""
-        self._require_same_file()
-        with sqlite.translated(self.db), self._view.begin() as connection:
+        with self.database.viewing() as connection:
             self._position(connection)
             yield ReadTransaction(connection, self.dim, self.generation)
 
@@ -146,38 +178,30 @@ class Store:
         for a read-only gallery, a full disk, or a lock held for too long, and as
         :meth:`revision`.
         """
-        if self.read_only:
-            raise GalleryError(
-                f"{self.db}: the gallery is read-only here: this user may not write to its "
-                "folder, or the disk is full or mounted read-only. The gallery is unchanged."
-            )
-        with (
-            self._one_writer,
-            sqlite.translated(self.db),
-            self._change.begin() as connection,
-        ):
-            self._require_same_file()
+        with self._one_writer, self.database.changing() as connection:
             self._position(connection)
             yield WriteTransaction(connection, self.dim, self.generation)
 
     def _position(self, connection: Connection) -> int:
         """The revision, once it is sure that vectors still mean what they did at the opening."""
-        revision, generation = connection.execute(_POSITION).one()
-        if generation != self.generation:
-            meta = _read_meta(connection, self.db)
+        row = connection.execute(_POSITION).first()
+        if row is None or row.uuid != self.uuid:
+            raise GalleryError(f"{self.gallery}: another gallery took its place; open it anew")
+        if row.generation != self.generation:
+            meta = _read_meta(connection, self.name)
             raise ContractMismatch(
-                f"{self.db.parent}: the gallery was moved from pack {self._pack_name!r} to pack "
+                f"{self.gallery}: the gallery was moved from pack {self._pack_name!r} to pack "
                 f"{meta.pack_name!r} (contract {meta.contract.contract_id}) while it was open "
                 "here. Open it again, with that pack."
             )
-        return int(revision)
+        return int(row.revision)
 
     def compact(self) -> str | None:
         """Leave no byte of removed rows in the file. Returns a sentence where it could not."""
         try:
             with self._one_writer:
-                sqlite.compact(self._engine, self.db)
-                with sqlite.translated(self.db), self._change.begin() as connection:
+                self.database.compact()
+                with self.database.changing() as connection:
                     connection.execute(update(MetaRow).values(vacuum_due=False))
         except StoreCorrupt:
             raise
@@ -187,27 +211,28 @@ class Store:
 
     def check(self) -> None:
         """Walk the whole database. Raises StoreCorrupt for the first thing that is wrong."""
-        with sqlite.translated(self.db), self._view.begin() as connection:
-            sqlite.check_structure(connection, self.db, thorough=True)
+        with self.database.viewing() as connection:
+            self.database.check_structure(connection, thorough=True)
             transaction = ReadTransaction(connection, self.dim, self.generation)
             for named in (True, False):
                 for _ in transaction.vectors_since(0, named=named):
                     pass  # decoding checks them
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.database.close()
 
-    def _file_id(self) -> tuple[int, int]:
-        try:
-            status = self.db.stat()
-        except OSError as exc:
-            raise GalleryError(f"{self.db}: the gallery is gone ({exc.strerror or exc})") from exc
-        return status.st_dev, status.st_ino
 
-    def _require_same_file(self) -> None:
-        """A database that was moved or replaced would take writes that nobody sees again."""
-        if self._file_id() != self._file:
-            raise GalleryError(f"{self.db}: the file was replaced while it was open; open it anew")
+def _db(location: Location) -> Path:
+    assert location.folder is not None
+    return location.folder / sqlite.DB_NAME
+
+
+def _open_database(location: Location) -> Database:
+    if location.url is None:
+        return sqlite.SqliteDatabase(_db(location))
+    from gallery import postgres
+
+    return postgres.PostgresDatabase(location)
 
 
 def thresholds_json(table: ThresholdTable | None) -> str | None:
@@ -224,7 +249,7 @@ def thresholds_from_json(text: str | None) -> ThresholdTable | None:
     return ThresholdTable(**columns, measured_on=str(raw["measured_on"]))
 
 
-def _read_meta(connection: Connection, db: Path) -> Meta:
+def _read_meta(connection: Connection, db: str) -> Meta:
     version = connection.execute(select(MetaRow.schema_version)).scalar()
     if version is None:
         raise StoreCorrupt(f"{db}: the database is damaged: it does not say what it is")

@@ -18,8 +18,9 @@ from typing import Literal
 from facerec.errors import ContractMismatch, GalleryError, IdentityExists
 from gallery.archive import Export, ExportedPerson, ExportManifest, open_export, write_export
 from gallery.gallery import Gallery
+from gallery.location import Location
 from gallery.records import WriteTransaction
-from gallery.sqlite import DB_NAME
+from gallery.store import Store
 from gallery.values import MAX_NAME_LENGTH, metadata_json
 
 Conflict = Literal["error", "merge", "rename"]
@@ -46,7 +47,7 @@ def export_gallery(gallery: Gallery, path: Path, *, overwrite: bool = False) -> 
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if gallery.folder.resolve() in path.resolve().parents:
+        if gallery.location.folder and gallery.folder.resolve() in path.resolve().parents:
             raise GalleryError(
                 f"{path}: lies in the gallery's own folder, where a removed person must leave "
                 "nothing. Export to another folder."
@@ -95,18 +96,19 @@ def import_into(gallery: Gallery, path: Path, *, on_conflict: Conflict = "error"
         return _add(gallery, export, on_conflict)
 
 
-def from_export(path: Path, folder: Path) -> Gallery:
-    """A new gallery in ``folder`` with all that is in the file, open.
+def from_export(path: Path, place: str | Path | Location) -> Gallery:
+    """A new gallery at ``place`` with all that is in the file, open.
 
-    Raises GalleryError for a file that is damaged, or a folder that holds anything yet.
+    Raises GalleryError for a file that is damaged, or a place that holds anything yet.
     """
     with open_export(path) as export:
         export.verify()
-        if (folder / DB_NAME).exists():
-            raise GalleryError(f"{folder}: holds a gallery already; open it and import into it")
+        location = Location.of(place)
+        if Store.exists(location):
+            raise GalleryError(f"{location}: holds a gallery already; open it and import into it")
         about = export.manifest
         gallery = Gallery.open(
-            folder,
+            location,
             contract=about.contract,
             thresholds=about.thresholds,
             pack_name=about.pack_name,

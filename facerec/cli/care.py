@@ -14,6 +14,7 @@ from facerec.cli.common import (
     PackOption,
     Progress,
     gallery_exists,
+    gallery_name,
     open_all,
     print_json,
     say,
@@ -110,7 +111,7 @@ def _gallery_findings(settings: Settings) -> list[Finding]:
     from gallery import Gallery
 
     if not gallery_exists(settings):
-        return [Finding("gallery", "ok", f"none yet in {settings.gallery}")]
+        return [Finding("gallery", "ok", f"none yet in {gallery_name(settings)}")]
     try:
         with Gallery.open(settings.gallery, create=False) as opened:
             people, templates = opened.count()
@@ -141,7 +142,7 @@ def demo(
     photo = demo_photo(*GROUP_PHOTO)
     say(
         json,
-        {"gallery": settings.gallery, "added": added, "people": people, "photo": str(photo)},
-        f"Added {len(added)} people; {people} are in {settings.gallery}. Try:",
-        f"  facerec identify --gallery {settings.gallery} {photo}",
+        {"gallery": gallery_name(settings), "added": added, "people": people, "photo": str(photo)},
+        f"Added {len(added)} people; {people} are in {gallery_name(settings)}. Try:",
+        f"  facerec identify --gallery {gallery_name(settings)} {photo}",
     )

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 GalleryOption = Annotated[
     str | None,
     typer.Option(
-        "--gallery", "-g", metavar="DIR", help="The gallery's folder.", show_default=False
+        "--gallery",
+        "-g",
+        metavar="DIR",
+        help="The gallery's folder.",
+        show_default=False,
     ),
 ]
 PackOption = Annotated[
@@ -92,8 +96,22 @@ def print_json(value: Any) -> None:
 
 
 def gallery_exists(settings: Settings) -> bool:
-    """Whether there is a folder where the gallery is to be."""
-    return Path(settings.gallery).is_dir()
+    """Whether there is a folder where the gallery is to be, or a gallery on the server."""
+    from facerec.config import is_url
+
+    if not is_url(settings.gallery):
+        return Path(settings.gallery).is_dir()
+    from gallery.location import Location
+    from gallery.store import Store
+
+    return Store.exists(Location.of(settings.gallery))
+
+
+def gallery_name(settings: Settings) -> str:
+    """What to call the gallery on a screen: a password in its URL stays out."""
+    from gallery.location import Location
+
+    return str(Location.of(settings.gallery))
 
 
 def say(json: bool, value: Any, *lines: str) -> None:

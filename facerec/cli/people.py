@@ -16,6 +16,7 @@ from facerec.cli.common import (
     PersonArgument,
     agree,
     gallery_exists,
+    gallery_name,
     open_gallery,
     print_json,
     say,
@@ -244,8 +245,8 @@ def people_import(
         merged = f"merged {result.people_merged}; {result.duplicates} views were there already"
         lines = [f"{added}; {merged}.", *renamed]
     else:
-        with from_export(file, Path(settings.gallery)) as opened:
+        with from_export(file, settings.gallery) as opened:
             people, templates = opened.count()
         value = {"people_added": people, "templates_added": templates}
-        lines = [f"Made {settings.gallery} with {people} people and {templates} views."]
+        lines = [f"Made {gallery_name(settings)} with {people} people and {templates} views."]
     say(json, value, *lines)

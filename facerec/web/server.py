@@ -125,7 +125,9 @@ def _login(wanted: tuple[str, str]) -> Callable[[str, str], Awaitable[bool]]:
 
 def settings_for_demo(settings: Settings) -> Settings:
     """A gallery of its own for the demo, unless the caller named one."""
-    if "gallery" in settings.model_fields_set:
+    from facerec.config import is_url
+
+    if "gallery" in settings.model_fields_set or is_url(settings.gallery):
         return settings
     return settings.model_copy(update={"gallery": str(Path(settings.gallery).parent / "demo")})
 

@@ -122,7 +122,7 @@ class Service:
             device=self._pipeline.device,
             people=people,
             templates=templates,
-            folder=str(self._gallery.folder.resolve()),
+            folder=self._gallery.where,
             measured_on=table.measured_on if table else None,
         )
 

@@ -1,0 +1,52 @@
+"""What a store needs of a database engine. Imports SQLAlchemy only.
+
+:mod:`gallery.sqlite` and :mod:`gallery.postgres` have one each; all that is particular
+to an engine is there, and everything else speaks through this.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from sqlalchemy import Connection
+
+
+class Database(Protocol):
+    """An open database. Whatever its methods meet, they raise as an error of our tree."""
+
+    @property
+    def name(self) -> str:
+        """What messages call the database; never with a password."""
+
+    @property
+    def gallery(self) -> str:
+        """What messages call the gallery in it."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether this process may only look; so it is until :meth:`allow_writing`."""
+
+    def glancing(self) -> AbstractContextManager[Connection]:
+        """For single statements, each with a view of its own. The quickest."""
+
+    def viewing(self) -> AbstractContextManager[Connection]:
+        """One moment's view, whatever others write meanwhile."""
+
+    def changing(self) -> AbstractContextManager[Connection]:
+        """The only change under way, of any process; committed at the end, undone if it raises."""
+
+    def allow_writing(self) -> None:
+        """Open it for changes, once it has proved ours; quietly not where that is forbidden."""
+
+    def check_structure(self, connection: Connection, *, thorough: bool) -> None:
+        """Have the engine look for damage. Raises StoreCorrupt with what it found first."""
+
+    def compact(self) -> None:
+        """Leave no byte of removed rows in the database.
+
+        Raises GalleryError with a sentence where that has to wait, or is not in our power.
+        """
+
+    def close(self) -> None:
+        """Let go of it."""

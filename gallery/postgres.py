@@ -1,0 +1,377 @@
+"""PostgreSQL: connections, creation, compaction, and its errors in our words.
+
+All that is particular to PostgreSQL lives here: what :mod:`gallery.database` asks for.
+Imports the core, SQLAlchemy, and this package's schema and location; psycopg as the
+first connection is opened.
+
+Writers take turns by the lock of the gallery's own row. Nothing here waits for ever: the
+server cancels a statement after the location's ``timeout_s``, and where the server itself
+has stopped answering, the connection is closed from this side.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, MetaData, create_engine, inspect, select, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from facerec.errors import ConfigError, GalleryError, StoreCorrupt
+from gallery.location import Location
+from gallery.schema import Base, MetaRow
+
+CONNECT_TIMEOUT_S = 10.0
+LOCK_TIMEOUT_S = 30.0
+"""How long a write waits for another process to finish its own."""
+COMPACT_TIMEOUT_S = 5.0
+"""How long a compaction waits for readers; it can always be done later."""
+COMPACT_BYTES = 256 * 1024 * 1024
+"""Galleries up to this size are rewritten by a removal: larger ones would stand still for it."""
+
+_GRACE_S = 2.0
+"""How much longer than the server's own time-out this side waits."""
+_MARK = "facerec gallery"
+"""Comment on the gallery's table, by which it is told from another program's."""
+_CREATING = 0x46524543  # of the advisory lock: "FREC"
+_UNCHANGED = "The gallery is unchanged."
+_PERHAPS = (
+    "A change that was being made is undone, unless it had just been committed: look before "
+    "you make it again."
+)
+_SENTENCES = {
+    "53100": "the server's disk is full. {unchanged} Make room and retry.",
+    "55P03": "another process has been using it for too long. {unchanged}",
+    "40P01": "another process was in the way. {unchanged} Retry.",
+    "40001": "another process was in the way. {unchanged} Retry.",
+    "57014": "no answer within {timeout:g} s, the URL's timeout=. {unchanged}",
+    "25006": "the database is read-only here. {unchanged}",
+    "25P03": "this process took too long in the middle of a change. {unchanged}",
+    "42501": "this user may not do that ({said}). {unchanged}",
+    "28P01": "user or password is wrong ({said}).",
+    "28000": "this user may not connect ({said}).",
+    "3D000": "there is no such database ({said}). Make it first, for instance with createdb.",
+    "53300": "the server has no connection left ({said}). Raise its max_connections.",
+}
+_DAMAGED = ("XX001", "XX002", "42P01", "42703", "22021")
+
+
+class PostgresDatabase:
+    """A gallery on a server: a :class:`gallery.database.Database`.
+
+    Raises GalleryError where the server cannot be reached, or holds no gallery there.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.name = self.gallery = str(location)
+        self.read_only = True
+        self._location = location
+        self._engine = connect(location)
+        self._glances = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._views = self._engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+        self._changes = self._engine.execution_options(isolation_level="READ COMMITTED")
+
+    @contextmanager
+    def glancing(self) -> Iterator[Connection]:
+        with translated(self._location), self._glances.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def viewing(self) -> Iterator[Connection]:
+        with translated(self._location), self._views.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def changing(self) -> Iterator[Connection]:
+        if self.read_only:
+            raise GalleryError(
+                f"{self.name}: the gallery is read-only here: this user may not change it, or "
+                f"the server is a standby. {_UNCHANGED}"
+            )
+        with translated(self._location), self._changes.begin() as connection:
+            # Should this process stop here, the server is not to wait for it for ever.
+            connection.exec_driver_sql(
+                f"SET LOCAL idle_in_transaction_session_timeout = {self._timeout_ms}"
+            )
+            # Not a snapshot of the moment before the wait: the level is READ COMMITTED.
+            connection.execute(select(MetaRow.id).with_for_update())
+            yield connection
+
+    def allow_writing(self) -> None:
+        with self.glancing() as connection:
+            may = "SELECT NOT pg_is_in_recovery() AND has_table_privilege('gallery', 'UPDATE')"
+            self.read_only = not connection.exec_driver_sql(may).scalar_one()
+
+    def check_structure(self, connection: Connection, *, thorough: bool) -> None:
+        """The server checks what it reads, so that reading everything is the check."""
+        if not _is_ours(connection):
+            raise GalleryError(
+                f"{self.name}: the table 'gallery' belongs to another program, not to facerec"
+            )
+        if thorough:
+            with _patient(connection):
+                for table in Base.metadata.sorted_tables:
+                    name = table.name
+                    connection.exec_driver_sql(f"SELECT count({name}::text) FROM {name}").one()
+
+    def compact(self) -> None:
+        """Rewrite the tables, where that takes a moment; else only free the rows' space.
+
+        What the server keeps beside its tables (its write-ahead log, standbys, backups) is
+        not in our power.
+        """
+        with translated(self._location), self._glances.connect() as connection:
+            size, owned = connection.exec_driver_sql(_SIZE_AND_OWNER).one()
+            if not owned:
+                raise GalleryError(f"{self.name}: only the owner of the tables may compact them")
+            with _patient(connection):
+                if size <= COMPACT_BYTES:
+                    self._rewrite(connection)
+                    return
+                connection.exec_driver_sql(f"VACUUM {_TABLES}")
+        raise GalleryError(
+            f"{self.name}: the space of removed rows is free and no query finds them, but their "
+            f"bytes stay until it is used again. A gallery of {size / 2**20:,.0f} MB is not "
+            "rewritten at every removal; in a quiet hour run VACUUM FULL in its database"
+        )
+
+    def _rewrite(self, connection: Connection) -> None:
+        """Raises GalleryError where somebody's older view still needs the removed rows."""
+        connection.exec_driver_sql(f"SET lock_timeout = {round(COMPACT_TIMEOUT_S * 1e3)}")
+        deadline = time.monotonic() + COMPACT_TIMEOUT_S
+        try:
+            while _kept_by_vacuum(connection):
+                if time.monotonic() > deadline:
+                    raise GalleryError(
+                        f"{self.name}: another process or thread is reading the gallery"
+                    )
+                time.sleep(0.05)
+        finally:
+            connection.exec_driver_sql("RESET lock_timeout")
+
+    @property
+    def _timeout_ms(self) -> int:
+        return round(self._location.timeout_s * 1e3)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+_TABLES = ", ".join(table.name for table in Base.metadata.sorted_tables)
+_SIZE_AND_OWNER = (
+    "SELECT sum(pg_total_relation_size(oid)), bool_and(pg_has_role(relowner, 'USAGE')) "
+    "FROM pg_class WHERE oid = ANY(ARRAY["
+    + ", ".join(f"'{table.name}'::regclass" for table in Base.metadata.sorted_tables)
+    + "])"
+)
+
+
+def connect(location: Location) -> Engine:
+    """An engine on the location's server; nothing is sent before its first use.
+
+    Raises ConfigError where psycopg is not installed.
+    """
+    assert location.url is not None
+    new_connection = _connector(location.url, location.timeout_s)
+    return create_engine(
+        location.url.set(query={}),
+        creator=new_connection,
+        pool_size=8,
+        max_overflow=24,
+        pool_timeout=LOCK_TIMEOUT_S,
+        pool_pre_ping=True,  # the server may have been restarted
+    )
+
+
+def _connector(url: URL, timeout_s: float) -> Callable[[], Any]:
+    try:
+        import psycopg
+    except ImportError as exc:
+        raise ConfigError(
+            "a gallery on PostgreSQL needs psycopg: pip install 'facerec[scale]'"
+        ) from exc
+
+    class Impatient(psycopg.Connection[Any]):
+        """Closes itself where the server does not answer: psycopg alone waits for ever."""
+
+        patience_s: float | None = timeout_s + _GRACE_S
+
+        def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+            limit = self.patience_s if timeout is None else timeout
+            deadline = None if limit is None else time.monotonic() + limit
+            try:
+                return super().wait(gen, interval, limit)
+            except psycopg.OperationalError:
+                if deadline is not None and time.monotonic() >= deadline:
+                    self.close()
+                raise
+
+    milliseconds = round(timeout_s * 1e3)
+    ours = {
+        "connect_timeout": str(max(2, round(min(timeout_s, CONNECT_TIMEOUT_S)))),
+        "keepalives_idle": "30",
+        "tcp_user_timeout": str(milliseconds),
+        "application_name": "facerec",
+    }
+    options = (
+        f"-c statement_timeout={milliseconds} "
+        f"-c lock_timeout={min(milliseconds, round(LOCK_TIMEOUT_S * 1e3))}"
+    )
+    theirs = {key: value for key, value in url.query.items() if isinstance(value, str)}
+    options += " " + theirs.pop("options", "")
+    parameters: dict[str, Any] = url.set(query={}).translate_connect_args(
+        username="user", database="dbname"
+    )
+    parameters |= {**ours, **theirs, "options": options}
+    return lambda: Impatient.connect(**parameters)
+
+
+def holds_gallery(location: Location) -> bool:
+    """Whether the database holds a gallery. Raises GalleryError where it cannot be reached."""
+    engine = connect(location)
+    try:
+        with translated(location), engine.connect() as connection:
+            return _has_table(connection)
+    finally:
+        engine.dispose()
+
+
+def create_database(location: Location, fill: Callable[[Connection], None]) -> None:
+    """Make all tables, filled by ``fill``, in one transaction.
+
+    Returns quietly where another process made them first. Raises GalleryError for a database
+    that holds tables of the same names.
+    """
+    engine = connect(location)
+    try:
+        with translated(location), engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATING})
+            if _has_table(connection):
+                return
+            _require_room(connection, Base.metadata, str(location))
+            Base.metadata.create_all(connection, checkfirst=False)
+            connection.exec_driver_sql(f"COMMENT ON TABLE gallery IS '{_MARK}'")
+            # In their rows, not beside them, and no attempt to compress what is noise.
+            connection.exec_driver_sql("ALTER TABLE embeddings ALTER vector SET STORAGE MAIN")
+            connection.exec_driver_sql("ALTER TABLE crops ALTER jpeg SET STORAGE EXTERNAL")
+            fill(connection)
+    finally:
+        engine.dispose()
+
+
+def _has_table(connection: Connection) -> bool:
+    return connection.exec_driver_sql("SELECT to_regclass('gallery')").scalar() is not None
+
+
+def _is_ours(connection: Connection) -> bool:
+    query = "SELECT obj_description(to_regclass('gallery'))"
+    return connection.exec_driver_sql(query).scalar() == _MARK
+
+
+def _require_room(connection: Connection, tables: MetaData, name: str) -> None:
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if encoding != "UTF8":
+        raise GalleryError(
+            f"{name}: the database's encoding is {encoding}, which not every name fits. Make one "
+            "with ENCODING 'UTF8'."
+        )
+    if others := sorted(set(inspect(connection).get_table_names()) & set(tables.tables)):
+        raise GalleryError(
+            f"{name}: the database has a table {others[0]!r} that is not facerec's. Choose an "
+            "empty database."
+        )
+
+
+def _kept_by_vacuum(connection: Connection) -> int:
+    """Rewrite all tables; how many removed rows had to stay, for views that may see them."""
+    kept = 0
+
+    def listen(notice: Any) -> None:
+        nonlocal kept
+        # "3 dead row versions cannot be removed yet", in whatever language.
+        if found := re.search(r"\d+", notice.message_detail or ""):
+            kept += int(found[0])
+
+    psycopg_connection: Any = connection.connection.driver_connection
+    psycopg_connection.add_notice_handler(listen)
+    try:
+        connection.exec_driver_sql(f"VACUUM (FULL, VERBOSE) {_TABLES}")
+    finally:
+        psycopg_connection.remove_notice_handler(listen)
+    return kept
+
+
+@contextmanager
+def _patient(connection: Connection) -> Iterator[None]:
+    """Without the limit on a statement: for work that takes as long as the gallery is large."""
+    psycopg_connection: Any = connection.connection.driver_connection
+    usual = psycopg_connection.patience_s
+    psycopg_connection.patience_s = None
+    connection.exec_driver_sql("SET statement_timeout = 0")
+    try:
+        yield
+    finally:
+        psycopg_connection.patience_s = usual
+        if not psycopg_connection.closed:
+            connection.exec_driver_sql("RESET statement_timeout")
+
+
+@contextmanager
+def translated(location: Location) -> Iterator[None]:
+    """Raise what SQLAlchemy and psycopg raise as an error of our tree, in a sentence."""
+    try:
+        yield
+    except SQLAlchemyError as exc:
+        raise _explained(location, exc) from exc
+
+
+def _explained(location: Location, exc: SQLAlchemyError) -> GalleryError:
+    original: Any = exc.orig if isinstance(exc, DBAPIError) else exc
+    said = str(original).strip().splitlines()[0] if str(original).strip() else "no reason given"
+    state = getattr(original, "sqlstate", None) or _state_of_refusal(said)
+    if state in _DAMAGED:
+        return StoreCorrupt(
+            f"{location}: the database is damaged ({said}). Restore it from a backup of the "
+            "server, or import an export into another."
+        )
+    if state in _SENTENCES:
+        sentence = _SENTENCES[state].format(
+            unchanged=_UNCHANGED, said=said, timeout=location.timeout_s
+        )
+        return GalleryError(f"{location}: {sentence}")
+    if state is None or state.startswith(("08", "57P")):
+        return _lost(location, said, exc)
+    return GalleryError(f"{location}: the database refused: {said}. {_UNCHANGED}")
+
+
+def _state_of_refusal(said: str) -> str | None:
+    """Of an error while connecting, which comes without its code: by what libpq says."""
+    known = {
+        "password authentication failed": "28P01",
+        "no password supplied": "28P01",
+        "no pg_hba.conf entry": "28000",
+        "too many clients": "53300",
+        "remaining connection slots": "53300",
+    }
+    if 'database "' in said and said.endswith("does not exist"):
+        return "3D000"
+    if 'role "' in said and said.endswith("does not exist"):
+        return "28000"
+    return next((state for words, state in known.items() if words in said), None)
+
+
+def _lost(location: Location, said: str, exc: SQLAlchemyError) -> GalleryError:
+    if "wait timeout" in said or "timeout expired" in said:
+        return GalleryError(f"{location}: the server does not answer. {_PERHAPS}")
+    if isinstance(exc, DBAPIError) and exc.connection_invalidated:
+        return GalleryError(f"{location}: the connection was lost ({said}). {_PERHAPS}")
+    return GalleryError(
+        f"{location}: the server cannot be reached ({said}). {_UNCHANGED} Does it run, and is "
+        "the address right?"
+    )
