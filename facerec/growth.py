@@ -158,7 +158,7 @@ def evaluate_identification(
         missed=tuple(missed),
         draws=draws,
         seed=seed,
-        thresholds_from=pipeline.thresholds and pipeline.thresholds.measured_on,
+        thresholds_from=pipeline.thresholds.measured_on if pipeline.thresholds else None,
         sizes=grow(
             embedded.rows,
             embedded.found,

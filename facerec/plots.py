@@ -1,15 +1,20 @@
-"""The ROC of an evaluation as a picture. Imports the core; matplotlib only when drawing.
+"""Evaluations as pictures: the ROC, and error over gallery size.
+
+Imports the core; matplotlib only when drawing.
 
 Drawn through matplotlib's objects, never pyplot, whose state is global to the process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from facerec.errors import ConfigError
 from facerec.evaluation import LfwReport, Verification
+from facerec.growth import GrowthReport, Spread
+from facerec.identification import FPIRS
 
 _BLUE, _ORANGE, _INK, _GRID = "#1f5fa8", "#d9771c", "#222222", "#d9d9d9"
 
@@ -21,27 +26,107 @@ def save_roc(report: LfwReport, path: Path) -> None:
     and on the latter the operating points of the threshold table with their 95 % intervals.
     Raises ConfigError where matplotlib is missing or the file cannot be written.
     """
-    figure = _figure(report)
+    figure = _empty_figure(8, 5.2)
+    axes = figure.add_subplot()
+    _draw_curve(axes, report.protocol, "protocol", _ORANGE)
+    _draw_curve(axes, report.all_pairs, "every pair", _BLUE)
+    lowest = _draw_points(axes, report.all_pairs)
+    _dress(axes, report, lowest)
+    _save(figure, path)
+
+
+def save_growth(report: GrowthReport, path: Path) -> None:
+    """Write the curves of ``report`` to ``path``: PNG, or what its ending says (.svg, .pdf).
+
+    Left: FNIR over gallery size at each measured FPIR, mean and standard deviation over the draws.
+    Right, where the pack has thresholds: the FPIR that they had over the one that was asked for.
+    Raises ConfigError where matplotlib is missing or the file cannot be written.
+    """
+    with_table = any(size.predicted for size in report.sizes)
+    figure = _empty_figure(11 if with_table else 6.5, 4.6)
+    figure.suptitle(
+        f"{report.data}, pack {report.pack}: one photo a person, "
+        f"{report.strangers:,} searches of strangers",
+        color=_INK,
+        fontsize=12,
+    )
+    panels = figure.subplots(1, 2 if with_table else 1, squeeze=False)[0]
+    _draw_misses(panels[0], report)
+    if with_table:
+        _draw_false_alarms(panels[1], report)
+    for axes in panels:
+        axes.set_xscale("log")
+        axes.set_xlabel("people enrolled")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        _clear(axes)
+        if axes.lines:
+            axes.legend(loc="upper left", fontsize=9, framealpha=0.95, edgecolor=_GRID)
+    _save(figure, path)
+
+
+def _draw_misses(axes: Any, report: GrowthReport) -> None:
+    for fpir, colour in zip(FPIRS, (_BLUE, _ORANGE), strict=True):
+        points = [(s.enrolled, m.fnir) for s in report.sizes for m in s.measured if m.fpir == fpir]
+        if points:
+            _draw_band(axes, points, f"FPIR {100 * fpir:g} %", colour)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("FNIR: enrolled people not found, %")
+    axes.set_title("missed, at a measured share of false alarms", fontsize=10, loc="left")
+
+
+def _draw_false_alarms(axes: Any, report: GrowthReport) -> None:
+    for fpir, colour in zip(FPIRS, (_BLUE, _ORANGE), strict=True):
+        rows = [
+            (s.enrolled, p.measured_fpir)
+            for s in report.sizes
+            for p in s.predicted
+            if p.fpir == fpir
+        ]
+        if rows:
+            _draw_band(axes, rows, f"measured, {100 * fpir:g} % wanted", colour)
+            axes.axhline(100 * fpir, color=colour, lw=1, ls="--")
+    axes.set_yscale("log")
+    axes.set_ylim(0.1, 100)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylabel("FPIR: searches of strangers that match, %")
+    axes.set_title("thresholds by FPIR = 1 - (1 - FMR)$^{people}$", fontsize=10, loc="left")
+
+
+def _draw_band(axes: Any, points: Sequence[tuple[int, Spread]], label: str, colour: str) -> None:
+    sizes = [size for size, _ in points]
+    means = [100 * spread.mean for _, spread in points]
+    axes.plot(sizes, means, "o-", color=colour, lw=1.8, markersize=4, label=label)
+    off = [100 * (spread.std or 0) for _, spread in points]
+    low = [max(m - o, 1e-3) for m, o in zip(means, off, strict=True)]
+    high = [m + o for m, o in zip(means, off, strict=True)]
+    axes.fill_between(sizes, low, high, color=colour, alpha=0.15, lw=0)
+
+
+def _empty_figure(width: float, height: float) -> Any:
+    """A figure that needs no display; inches."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise ConfigError("a picture needs matplotlib: pip install matplotlib") from exc
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=160)
     except (OSError, ValueError) as exc:
         raise ConfigError(f"{path}: the picture cannot be written: {exc}") from exc
 
 
-def _figure(report: LfwReport) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise ConfigError("a picture needs matplotlib: pip install matplotlib") from exc
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    _draw_curve(axes, report.protocol, "protocol", _ORANGE)
-    _draw_curve(axes, report.all_pairs, "every pair", _BLUE)
-    lowest = _draw_points(axes, report.all_pairs)
-    _dress(axes, report, lowest)
-    return figure
+def _clear(axes: Any) -> None:
+    """Quiet grid behind the data, no frame above and to the right."""
+    axes.grid(True, which="major", color=_GRID, lw=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def _draw_curve(axes: Any, result: Verification, name: str, colour: str) -> None:
@@ -101,10 +186,7 @@ def _dress(axes: Any, report: LfwReport, lowest: float) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("false accept rate (share of impostor pairs at or above the threshold)")
     axes.set_ylabel("true accept rate")
-    axes.grid(True, which="major", color=_GRID, lw=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    _clear(axes)
     axes.legend(loc="lower right", fontsize=9, frameon=True, framealpha=0.95, edgecolor=_GRID)
 
 

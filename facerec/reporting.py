@@ -6,6 +6,7 @@ The picture of it is ``facerec.plots``.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tomlkit.exceptions import ParseError
 from facerec.errors import ModelError
 from facerec.evaluation import LfwReport, Point, Verification
 from facerec.files import write_atomically
+from facerec.growth import GallerySize, GrowthReport, Spread, fewest_strangers
+from facerec.identification import FPIRS
 from facerec.metrics import MIN_IMPOSTORS
 from facerec.packs.manifest import MANIFEST_NAME, PackManifest
 from facerec.types import ThresholdTable
@@ -109,6 +112,76 @@ def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in table
     ]
+
+
+def format_growth(report: GrowthReport) -> str:
+    """Open-set error over gallery size for a terminal, under 100 columns."""
+    lines = [
+        f"{report.data} with pack {report.pack} (contract {report.contract_id})",
+        (
+            f"{report.photos:,} photos of {report.people:,} people in {report.seconds:.0f} s; "
+            f"no face in {_missed(report.missed)}"
+        ),
+        (
+            f"Enrolled: one photo a person, of up to {report.enrollable:,} people; "
+            f"{report.draws} draws (seed {report.seed})"
+        ),
+        f"Strangers: {report.strangers:,} photos, {report.strangers_are}; the same at every size",
+        "",
+        "Mean ± standard deviation over the draws, %:",
+        *columns(_growth_head(), [_growth_row(size) for size in report.sizes]),
+    ]
+    for fpir in FPIRS:
+        if report.strangers < fewest_strangers(fpir):
+            lines.append(
+                f"FPIR {fpir:g} is not measured: it takes {fewest_strangers(fpir):,} strangers"
+            )
+    if report.thresholds_from is None:
+        return "\n".join([*lines, "", "The pack has no thresholds, so none were put to the test."])
+    head = ("people", "FPIR wanted", "FMR", "cosine", "FPIR had, %", "FNIR, %")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "With the pack's own threshold for FPIR = 1 - (1 - FMR)^people, measured on",
+            *textwrap.wrap(report.thresholds_from, 96),
+            *columns(head, [row for size in report.sizes for row in _predicted_rows(size)]),
+        ]
+    )
+
+
+def _growth_head() -> tuple[str, ...]:
+    rates = (part for f in FPIRS for part in (f"FNIR at FPIR {f:g}", "cosine"))
+    return ("people", "searches", "rank 1", "rank 5", *rates)
+
+
+def _growth_row(size: GallerySize) -> tuple[str, ...]:
+    cells = [f"{size.enrolled:,}", f"{size.searches:,.0f}"]
+    cells += [_plus_minus(rate) for _, rate in size.hit_rates]
+    by_fpir = {rate.fpir: rate for rate in size.measured}
+    for fpir in FPIRS:
+        rate = by_fpir.get(fpir)
+        cells += [_plus_minus(rate.fnir), f"{rate.threshold.mean:.4f}"] if rate else ["", ""]
+    return tuple(cells)
+
+
+def _predicted_rows(size: GallerySize) -> list[tuple[str, ...]]:
+    return [
+        (
+            f"{size.enrolled:,}",
+            f"{p.fpir:g}",
+            f"{p.fmr:.1e}".replace("e-0", "e-"),
+            f"{p.threshold:.4f}",
+            _plus_minus(p.measured_fpir, digits=2),
+            _plus_minus(p.fnir),
+        )
+        for p in size.predicted
+    ]
+
+
+def _plus_minus(value: Spread, digits: int = 1) -> str:
+    mean = f"{100 * value.mean:.{digits}f}"
+    return mean if value.std is None else f"{mean} ± {100 * value.std:.{digits}f}"
 
 
 def write_thresholds(

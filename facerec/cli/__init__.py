@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from facerec.cli import care, recognise, retrain, train
+from facerec.cli import care, identification, recognise, retrain, train
 from facerec.cli.care import evaluate_app
 from facerec.cli.common import print_json
 from facerec.cli.packs import packs_app
@@ -37,6 +37,7 @@ for command in (recognise.enroll, recognise.identify, recognise.verify):
 app.command("app")(recognise.app_command)
 app.add_typer(people_app, name="people")
 app.add_typer(packs_app, name="packs", invoke_without_command=True)
+evaluate_app.command("identification")(identification.evaluate_identification)
 app.add_typer(evaluate_app, name="evaluate")
 app.command()(train.export)
 app.command()(retrain.retrain)

@@ -5,8 +5,9 @@ A *source* gives aligned chips with labels, from folders, photos, RecordIO or ta
 makes batches of the three. Imports torch and the core, nothing of the heads.
 """
 
+from facerec.folders import list_identities
 from training.data.augment import Augmentation, ChipTransform
-from training.data.folder import ImageFolder, list_identities
+from training.data.folder import ImageFolder
 from training.data.loader import Batch, FaceDataset, FailureLog, Loader, make_loader
 from training.data.opening import in_memory, open_source
 from training.data.pairs import VerificationSet, read_verification_bin, write_verification_bin

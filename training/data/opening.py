@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from facerec.errors import ConfigError, ImageError
+from facerec.folders import list_identities
 from facerec.packs.manifest import Pack
 from facerec.types import Failure
 from training.backbones.base import Preprocessing
 from training.data.augment import ChipTransform
-from training.data.folder import ImageFolder, image_side, list_identities, template_of_size
+from training.data.folder import ImageFolder, image_side, template_of_size
 from training.data.loader import FailureLog
 from training.data.photos import align_photos
 from training.data.recordio import RecordSource

@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 from facerec.alignment import align, find_template
 from facerec.errors import ConfigError, ImageError
 from facerec.files import write_atomically
+from facerec.folders import Listing, list_identities
 from facerec.image import load_image, read_bytes
 from facerec.packs.manifest import Pack, sha256_file
 from facerec.pipeline import Pipeline
 from facerec.types import Detections, Failure, FloatArray, RGBImage
-from training.data.folder import Listing, list_identities
 from training.data.sources import FaceSource, PackedStrings
 
 _VERSION = 1
