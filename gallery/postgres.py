@@ -11,6 +11,7 @@ has stopped answering, the connection is closed from this side.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -102,6 +103,22 @@ class PostgresDatabase:
             # Not a snapshot of the moment before the wait: the level is READ COMMITTED.
             connection.execute(select(MetaRow.id).with_for_update())
             yield connection
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[bool]:
+        """Whether this process has ``what`` to itself meanwhile; False where another has it."""
+        with translated(self._location), self._glances.connect() as connection:
+            key = int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], "big", signed=True)
+            lock, unlock = (
+                text(f"SELECT {function}(:key)").bindparams(key=key)
+                for function in ("pg_try_advisory_lock", "pg_advisory_unlock")
+            )
+            mine = bool(connection.execute(lock).scalar_one())
+            try:
+                yield mine
+            finally:
+                if mine:
+                    connection.execute(unlock)
 
     def allow_writing(self) -> None:
         with self.glancing() as connection:

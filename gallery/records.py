@@ -181,9 +181,14 @@ class ReadTransaction:
         else:
             query = query.order_by(TemplateRow.id)
         for rows in self._stream(query, READ_BATCH):
-            ids, owners, blobs = zip(*sorted(rows, key=itemgetter(0)), strict=True)
-            vectors = self._decode(ids, blobs)
-            yield VectorBatch(np.array(ids, np.int64), np.array(owners, np.int64), vectors)
+            yield self.batch(rows)
+
+    def batch(self, rows: Sequence[Row[Any]]) -> VectorBatch:
+        """(template id, identity id, vector) rows, in the order of ids. Raises StoreCorrupt."""
+        ordered = sorted(rows, key=itemgetter(0))
+        ids, owners, blobs = ([row[column] for row in ordered] for column in range(3))
+        vectors = self._decode(ids, blobs)
+        return VectorBatch(np.array(ids, np.int64), np.array(owners, np.int64), vectors)
 
     def all_templates(self) -> Iterator[Template]:
         """Of people, with a vector in this generation; in the order of :meth:`vectors_since`."""

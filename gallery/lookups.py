@@ -1,0 +1,68 @@
+"""Vectors of chosen templates and people: what an index on a server asks of the store.
+
+Imports the core, SQLAlchemy, and this package's schema and records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import Row, Select, distinct, func, select
+
+from gallery.records import ReadTransaction, VectorBatch
+from gallery.schema import NAMED, EmbeddingRow, IdentityRow, TemplateRow
+
+_AT_ONCE = 4096
+"""Ids of one statement."""
+
+
+class Lookups:
+    """Of one view of the store, and there of people, or of those without a name."""
+
+    def __init__(self, view: ReadTransaction, *, named: bool) -> None:
+        self._view = view
+        self._named = named
+
+    def of_templates(self, ids: Iterable[int]) -> VectorBatch:
+        """Those of the templates that exist and have a vector, ids ascending."""
+        rest = iter(ids)
+        rows: list[Row[Any]] = []
+        while some := list(islice(rest, _AT_ONCE)):
+            rows += self._rows(self._vectors().where(TemplateRow.id.in_(some)))
+        return self._view.batch(rows)
+
+    def of_identity(self, identity_id: int) -> VectorBatch:
+        """All that somebody has, ids ascending."""
+        return self._view.batch(
+            self._rows(self._vectors().where(TemplateRow.identity_id == identity_id))
+        )
+
+    def after(self, template_id: int, count: int) -> VectorBatch:
+        """The next ``count`` behind an id, ids ascending."""
+        query = self._vectors().where(TemplateRow.id > template_id).limit(count)
+        return self._view.batch(self._rows(query))
+
+    def count_owners(self) -> int:
+        """People with at least one vector."""
+        query = self._of_ours(select(func.count(distinct(TemplateRow.identity_id))))
+        return int(self._view.connection.execute(query).scalar_one())
+
+    def _vectors(self) -> Select[Any]:
+        columns = select(TemplateRow.id, TemplateRow.identity_id, EmbeddingRow.vector)
+        return self._of_ours(columns).order_by(TemplateRow.id)
+
+    def _of_ours(self, columns: Select[Any]) -> Select[Any]:
+        named = IdentityRow.state == NAMED
+        return (
+            columns.join(IdentityRow, IdentityRow.id == TemplateRow.identity_id)
+            .join(EmbeddingRow, EmbeddingRow.template_id == TemplateRow.id)
+            .where(
+                named if self._named else ~named,
+                EmbeddingRow.generation == self._view.generation,
+            )
+        )
+
+    def _rows(self, query: Select[Any]) -> list[Row[Any]]:
+        return list(self._view.connection.execute(query))
