@@ -11,7 +11,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from sqlalchemy.pool import QueuePool
 
 from facerec.errors import GalleryError, StoreCorrupt
 from gallery.schema import Base
+from gallery.scratch import sweep
 
 DB_NAME = "gallery.db"
 BUSY_TIMEOUT_S = 30.0
@@ -70,6 +71,14 @@ class SqliteDatabase:
             self._engine.dispose()
             self._connect("rw")
             self.read_only = False
+            self._mend()
+
+    def _mend(self) -> None:
+        """Undo what a restore left that was killed: another mode, and files of its own."""
+        sweep_leftovers(self.db)
+        with translated(self.db), self._engine.connect() as connection:
+            if connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() != "wal":
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
 
     @contextmanager
     def glancing(self) -> Iterator[Connection]:
@@ -172,7 +181,7 @@ def create_database(db: Path, fill: Callable[[Connection], None]) -> None:
                 fill(connection)
             engine.dispose()
         try:
-            _publish(temporary, db)
+            publish(temporary, db)
         except FileExistsError:
             return
         except OSError as exc:
@@ -298,13 +307,22 @@ def _explained(db: Path, exc: SQLAlchemyError | sqlite3.Error) -> GalleryError:
     return GalleryError(f"{db}: the database refused: {said}. {unchanged}")
 
 
-def _publish(temporary: Path, db: Path) -> None:
+def sweep_leftovers(db: Path) -> None:
+    """Remove what processes left beside ``db`` that were killed while they made or restored it."""
+    sweep(db)
+    with suppress(OSError):
+        # Whoever is making a database now, where there is one already, makes it in vain.
+        for leftover in db.parent.glob(f"{_CREATING}*"):
+            leftover.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, db: Path) -> None:
     """Give the finished file its name, unless that is taken (FileExistsError)."""
     try:
         os.link(temporary, db)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links
+    except OSError:  # a file system without hard links, or swept away
         if db.exists():
             raise FileExistsError(db) from None
         temporary.rename(db)

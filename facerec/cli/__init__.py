@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from facerec.cli import care, identification, recognise, retrain, train
+from facerec.cli import backup, care, index, identification, recognise, retrain, train
 from facerec.cli.care import evaluate_app
 from facerec.cli.common import print_json
 from facerec.cli.packs import packs_app
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 for command in (recognise.enroll, recognise.identify, recognise.verify):
     app.command()(command)
+app.command()(index.index)
 app.command("app")(recognise.app_command)
 app.add_typer(people_app, name="people")
 app.add_typer(packs_app, name="packs", invoke_without_command=True)
@@ -41,6 +42,8 @@ evaluate_app.command("identification")(identification.evaluate_identification)
 app.add_typer(evaluate_app, name="evaluate")
 app.command()(train.export)
 app.command()(retrain.retrain)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.command()(care.doctor)
 app.command()(care.demo)
 

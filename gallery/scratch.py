@@ -1,0 +1,61 @@
+"""Hidden folders for what is not finished yet; one that a killed process left is swept away.
+
+Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
+from pathlib import Path
+
+_ENDING = ".part"
+
+
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A folder of this user alone beside ``target``, on its disk; gone at the end.
+
+    Others for the same target that no process holds any more go at once. Raises OSError.
+    """
+    sweep(target)
+    folder = Path(
+        tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_ENDING, dir=target.absolute().parent)
+    )
+    held = _hold(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def sweep(target: Path) -> None:
+    """Remove the scratch folders of ``target`` that processes left which were killed."""
+    with suppress(OSError):
+        for folder in target.absolute().parent.glob(f".{escape(target.name)}.*{_ENDING}"):
+            held = _hold(folder)
+            if held is not None or os.name == "nt":  # Windows refuses to remove what is in use
+                shutil.rmtree(folder, ignore_errors=True)
+            if held is not None:
+                os.close(held)
+
+
+def _hold(folder: Path) -> int | None:
+    """Lock the folder for as long as this process lives; None where that cannot be."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle

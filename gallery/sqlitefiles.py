@@ -1,0 +1,173 @@
+"""Whole files of SQLite: a copy while others write, and one database in another's place.
+
+Beside :mod:`gallery.sqlite`, which is about connections. Imports the core, SQLAlchemy,
+and that module.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import Connection
+
+from facerec.errors import GalleryError, StoreCorrupt
+from gallery import sqlite
+
+Tick = Callable[[int, int], object]
+"""Called with how many bytes of how many are done; what it raises stops the work."""
+
+_LOOK_S = 0.1
+_ALONE_TIMEOUT_S = 5.0
+SIDE_FILES = ("-wal", "-shm", "-journal")
+"""What SQLite may keep beside a database."""
+
+
+def copy_into(db: Path, target: Path, tick: Tick) -> None:
+    """Write the database as it is at this moment to ``target``, an empty file.
+
+    Others may write meanwhile: the copy is of one moment, without their changes, without
+    free space, and without a byte of what was removed before. It is in no WAL mode, so that
+    it is one file. Raises GalleryError, naming the target for a disk that is full.
+    """
+    engine = sqlite.connect(db, sqlite.readable_mode(db))
+    try:
+        with sqlite.translated(db), engine.connect() as connection:
+            pages, free, size = (
+                connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+            total = max(1, (pages - free) * size)
+            run_with_ticks(
+                connection,
+                lambda raw: _vacuum_into(raw, target),
+                lambda: tick(min(target.stat().st_size, total), total),
+            )
+    finally:
+        engine.dispose()
+
+
+def _vacuum_into(raw: sqlite3.Connection, target: Path) -> None:
+    try:
+        raw.execute("VACUUM INTO ?", (str(target.absolute()),))
+    except sqlite3.Error as exc:
+        if any(word in str(exc) for word in ("full", "disk I/O", "unable to open")):
+            raise GalleryError(
+                f"{target.parent.parent}: there is no room for the copy, or it cannot be written "
+                f"({exc}). The gallery is unchanged."
+            ) from exc
+        raise
+
+
+def run_with_ticks(
+    connection: Connection, work: Callable[[Any], object], tick: Callable[[], object]
+) -> None:
+    """Run ``work`` on the driver's connection in a thread, and ``tick`` ten times a second here.
+
+    What is raised here, Ctrl-C too, interrupts SQLite. Otherwise a statement of minutes
+    could be neither watched nor stopped.
+    """
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work, raw)
+        try:
+            while not wait([done], timeout=_LOOK_S).done:
+                tick()
+        except BaseException:
+            _stop(raw, done)
+            raise
+        done.result()
+
+
+def _stop(raw: sqlite3.Connection, done: Future[object]) -> None:
+    """Interrupt until it has stopped: an interrupt before a statement begins is forgotten."""
+    while not done.done():
+        raw.interrupt()
+        with suppress(KeyboardInterrupt):
+            wait([done], timeout=_LOOK_S)
+
+
+@contextmanager
+def alone(db: Path) -> Iterator[None]:
+    """Keep everybody else out of the database at ``db`` while another takes its place.
+
+    Its log is merged into it and gone by then, so that no later database meets it. Nobody
+    who was waiting finds a way back to the old file. A damaged database cannot be locked,
+    nor can anybody open it to write: then only its log is removed.
+    Raises GalleryError where another process has the gallery open.
+    """
+    try:
+        sqlite.check_file(db)
+        raw = _exclusive(db)
+    except StoreCorrupt:
+        remove_side_files(db)
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        with suppress(sqlite3.Error):
+            raw.execute("ROLLBACK")
+            raw.execute("PRAGMA journal_mode = WAL")
+        raise
+    finally:
+        raw.close()
+
+
+def _exclusive(db: Path) -> sqlite3.Connection:
+    uri = f"file:{quote(str(db.absolute()))}?mode=rw"
+    raw = sqlite3.connect(uri, uri=True, timeout=_ALONE_TIMEOUT_S, isolation_level=None)
+    try:
+        # Not in WAL mode: a process that waits at the old file would take up the log of the
+        # new one, which is found by name.
+        raw.execute("PRAGMA journal_mode = DELETE")
+        raw.execute("BEGIN EXCLUSIVE")
+    except sqlite3.Error as exc:
+        raw.close()
+        if "locked" in str(exc):
+            raise GalleryError(_in_use(db)) from exc
+        with sqlite.translated(db):
+            raise
+    return raw
+
+
+def _in_use(db: Path) -> str:
+    return (
+        f"{db}: the gallery is open elsewhere. Close every program that uses it, the web app "
+        "too, and try again. The gallery is unchanged."
+    )
+
+
+def remove_side_files(db: Path) -> None:
+    """Remove what SQLite kept beside a database that is no more. Raises GalleryError."""
+    for ending in SIDE_FILES:
+        path = db.with_name(db.name + ending)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise GalleryError(f"{path}: cannot be removed ({exc.strerror or exc})") from exc
+
+
+def publish(new: Path, db: Path, *, replace: bool) -> None:
+    """Give the closed database ``new`` the name ``db``, at once.
+
+    replace: in the place of the one that is there. Raises OSError; FileExistsError where
+    there is one and it was not to be replaced.
+    """
+    if replace:
+        new.replace(db)
+        sqlite.sync_folder(db.parent)
+    else:
+        sqlite.publish(new, db)
+
+
+def leave_wal_mode(db: Path) -> None:
+    """Make it one file that can be read where nobody can write. Raises GalleryError."""
+    with closing(_exclusive(db)):
+        pass
