@@ -5,6 +5,8 @@ Imports the core and this package.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from facerec.config import Settings
 from facerec.packs import Pack, find_pack
 from facerec.pipeline import Pipeline
@@ -36,6 +38,19 @@ def open_with_pack(settings: Settings, *, create: bool = False) -> tuple[Gallery
     create: make the gallery where there is none. The gallery is opened first, since it is
     the quicker to fail. Raises ContractMismatch where the pack asked for is not the gallery's.
     """
+    gallery, load = open_before_pack(settings, create=create)
+    try:
+        return gallery, load(settings.threads)
+    except BaseException:
+        gallery.close()
+        raise
+
+
+def open_before_pack(
+    settings: Settings, *, create: bool = False
+) -> tuple[Gallery, Callable[[int | None], Pipeline]]:
+    """The same for who may not need the pipeline: how to load it, on so many threads, is
+    returned in its place."""
     pack = choose_pack(settings)
     gallery = Gallery.open(
         settings.gallery,
@@ -44,12 +59,7 @@ def open_with_pack(settings: Settings, *, create: bool = False) -> tuple[Gallery
         pack_name=pack.name,
         create=create,
     )
-    try:
-        pipeline = Pipeline.load(pack, device=settings.device, threads=settings.threads)
-    except BaseException:
-        gallery.close()
-        raise
-    return gallery, pipeline
+    return gallery, lambda threads: Pipeline.load(pack, device=settings.device, threads=threads)
 
 
 def _pack_of(location: Location) -> str | None:

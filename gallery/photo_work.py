@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from facerec.alignment import loose_crop
@@ -69,7 +70,7 @@ class FoundFace:
     landmarks: FloatArray | None = None
     t_s: float | None = None
 
-    def template(self, source: str, sha256: str) -> NewTemplate:
+    def template(self, source: str, sha256: str, photo_id: int | None = None) -> NewTemplate:
         """As the gallery takes it. sha256: of the photo's bytes, hexadecimal."""
         return NewTemplate(
             embedding=self.face.embedding,
@@ -80,6 +81,7 @@ class FoundFace:
             landmarks=self.landmarks,
             face=self.number,
             box_xyxy=self.face.box_xyxy,
+            photo_id=photo_id,
         )
 
 
@@ -113,9 +115,8 @@ class PhotoWork:
         """
         results: list[Looked | None] = [None] * len(photos)
         for indices, images in self._decoded(photos, results):
-            found = self.pipeline.extract(images)
-            for index, image, faces in zip(indices, images, found, strict=True):
-                results[index] = self._keep(image, faces)
+            for index, image, found in zip(indices, images, self._extract(images), strict=True):
+                results[index] = found if isinstance(found, Looked) else self._keep(image, found)
         return [looked for looked in results if looked is not None]
 
     def watch(self, path: Path) -> Looked:
@@ -153,6 +154,15 @@ class PhotoWork:
                 indices, images = [], []
         if images:
             yield indices, images
+
+    def _extract(self, images: Sequence[RGBImage]) -> list[tuple[Face, ...] | Looked]:
+        """The faces of each image; if one makes the pipeline fail, what is wrong with that one."""
+        try:
+            return list(self.pipeline.extract(images))
+        except (ValueError, MemoryError, cv2.error) as exc:
+            if len(images) == 1:
+                return [Looked(problem=("unusable", f"the image: faces cannot be read: {exc}"))]
+            return [found for image in images for found in self._extract([image])]
 
     def _keep(self, image: RGBImage, faces: Sequence[Face]) -> Looked:
         options = self.options

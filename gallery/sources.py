@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -64,6 +65,7 @@ class Sources:
 
     roots: folders, or single photos, videos and archives. ignored: files of other kinds that
     were passed over so far. found_below: root -> files found there so far.
+    only: look at these files and folders below the roots, and nowhere else.
 
     Raises ConfigError for roots within each other, and for a folder that cannot be meant with
     this ``naming``, before anything is looked at.
@@ -77,10 +79,12 @@ class Sources:
         manifests: Sequence[Path] = (),
         known: Known | None = None,
         limits: Limits = archives.DEFAULT_LIMITS,
+        only: Collection[Path] | None = None,
     ) -> None:
         self.roots = [Path(os.path.abspath(root)) for root in roots]  # noqa: PTH100, keeps links
         self.naming = naming
         self.manifests = list(manifests)
+        self.only = only
         self.ignored = 0
         self.found_below = dict.fromkeys(self.roots, 0)
         self._known = known or KnowsNothing()
@@ -91,6 +95,10 @@ class Sources:
             check_layout(root, naming)
 
     def __iter__(self) -> Iterator[Found]:
+        if self.only is not None:
+            for path in sorted(self.only):
+                yield from self._part(path)
+            return
         for root in self.roots:
             yield from self._root(root)
         for manifest in self.manifests:
@@ -113,13 +121,28 @@ class Sources:
             self.found_below[root] += isinstance(one, (Item, Unchanged, ArchiveStart))
             yield one
 
-    def _folder(self, root: Path) -> Iterator[Found]:
+    def _part(self, path: Path) -> Iterator[Found]:
+        """A file or folder below a root; nothing, if it is gone."""
+        for root in self.roots:
+            if root not in (path, *path.parents):
+                continue
+            try:
+                status = path.stat()
+            except OSError:
+                return
+            below = path.relative_to(root).parts
+            if stat.S_ISDIR(status.st_mode):
+                yield from self._folder(path, below)
+            elif kind_of(path.name) is not None or archives.is_archive(path.name):
+                yield from self._file(path, status, below[:-1])
+
+    def _folder(self, root: Path, below: tuple[str, ...] = ()) -> Iterator[Found]:
         """Depth first; links to folders last, and no folder twice, so that loops end."""
-        waiting: list[tuple[str, tuple[str, ...], bool]] = [(str(root), (), False)]
-        links: list[tuple[str, tuple[str, ...], bool]] = []
+        waiting: list[tuple[str, tuple[str, ...]]] = [(str(root), below)]
+        links: list[tuple[str, tuple[str, ...]]] = []
         while waiting or links:
-            folder, below, _ = waiting.pop() if waiting else links.pop(0)
-            inside: list[tuple[str, tuple[str, ...], bool]] = []
+            folder, below = waiting.pop() if waiting else links.pop(0)
+            inside: list[tuple[str, tuple[str, ...]]] = []
             try:
                 status = os.stat(folder)  # noqa: PTH116, by the million
                 if (status.st_dev, status.st_ino) in self._folders_seen:
@@ -130,7 +153,7 @@ class Sources:
                         for entry in block:
                             if is_folder(entry):
                                 into = links if entry.is_symlink() else inside
-                                into.append((entry.path, (*below, entry.name), True))
+                                into.append((entry.path, (*below, entry.name)))
                             else:
                                 yield from self._entry(entry, below)
             except OSError as exc:
@@ -281,6 +304,23 @@ class Sources:
                 yield Failure(displayable(row.where), "unreadable", f"{row.where}, {problem}")
                 continue
             yield from self._file(path, status, (), row)
+
+
+def count_files(roots: Sequence[Path]) -> Iterator[int]:
+    """How many photos, videos and archives lie below ``roots``, folder by folder.
+
+    For a bar of progress: links to folders are left out, and what cannot be read.
+    """
+    waiting = [str(root) for root in roots]
+    while waiting:
+        count = 0
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    count += kind_of(entry.name) is not None or archives.is_archive(entry.name)
+        yield count
 
 
 def _name(entry: os.DirEntry[str]) -> str:

@@ -1,0 +1,279 @@
+"""The command that indexes a collection of photos: index."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from facerec.cli.common import (
+    DeviceOption,
+    GalleryOption,
+    JsonOption,
+    PackOption,
+    settings_for,
+)
+from facerec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from facerec.config import Settings
+    from gallery.crew import Crew
+    from gallery.index_report import IndexReport
+    from gallery.indexer import Indexer
+    from gallery.sources import Sources
+
+_INTERRUPTED = 130
+_LINE_S = 30.0
+"""Between two lines of progress, where there is no terminal to draw a bar on."""
+
+
+def index(
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[SOURCE...]",
+            help="Folders, photos, zip and tar archives, videos.",
+            show_default=False,
+        ),
+    ] = None,
+    gallery: GalleryOption = None,
+    pack: PackOption = None,
+    device: DeviceOption = None,
+    by_folder: Annotated[
+        bool, typer.Option("--by-folder", help="SOURCE/NAME/*.jpg shows NAME.")
+    ] = False,
+    person: Annotated[
+        str | None, typer.Option("--person", metavar="NAME", help="Every photo shows NAME.")
+    ] = None,
+    manifest: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--manifest",
+            metavar="FILE",
+            help="CSV or JSON Lines: path, name, and columns that become the person's metadata.",
+            show_default=False,
+        ),
+    ] = None,
+    video_fps: Annotated[
+        float,
+        typer.Option("--video-fps", metavar="N", help="Frames of a video looked at a second."),
+    ] = 2.0,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove the faces of files that are gone.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on, and index what changes, until Ctrl-C.")
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Take what the quality gate refuses; where one person is meant, the largest face.",
+        ),
+    ] = False,
+    retry: Annotated[
+        bool,
+        typer.Option(
+            "--retry", help="Look again at photos that were refused, failed or were removed."
+        ),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Index a collection: every photo once, however often this is run.
+
+    Without --by-folder, --person or --manifest nobody is named: every face becomes somebody
+    unknown, to be grouped and named later. A run that was stopped, or killed, goes on where it
+    was when the same command is given again. Exit code 1 if anything failed.
+
+    Example: facerec index photos --by-folder --prune
+    """
+    from gallery.naming import Naming
+
+    roots, lists = sources or [], manifest or []
+    if not roots and not lists:
+        raise ConfigError("name a folder, archive, video or --manifest to index")
+    if lists and (by_folder or person is not None):
+        raise ConfigError("a --manifest names people itself: leave out --by-folder and --person")
+    if not 0 < video_fps <= 1000:
+        raise ConfigError(f"--video-fps lies between 0 and 1000, got {video_fps:g}")
+    if watch and lists:
+        raise ConfigError("--watch looks after folders; run a --manifest again when it changes")
+    naming = Naming(by_folder=by_folder, person=person)
+    settings = settings_for(gallery=gallery, pack=pack, device=device)
+    with _opened(settings, naming, lists, video_fps, force=force, retry=retry) as indexer:
+
+        def run(only: Collection[Path] | None = None) -> IndexReport:
+            found = _sources(indexer, roots, naming, lists, only)
+            with _Progress(found) as progress:
+                report = indexer.run(found, prune_gone=prune, progress=progress)
+            if only is None or report.photos or report.counts["pruned_files"]:
+                _say(report, json=json)
+            return report
+
+        if watch:
+            from gallery.watching import watch as keep_watching
+
+            keep_watching(_sources(indexer, roots, naming, lists, None).roots, run)
+            return
+        report = run()
+    if report.interrupted:
+        raise typer.Exit(_INTERRUPTED)
+    if len(report.failed):
+        raise typer.Exit(1)
+
+
+def _sources(
+    indexer: Indexer,
+    roots: list[Path],
+    naming: Any,
+    manifests: list[Path],
+    only: Collection[Path] | None,
+) -> Sources:
+    from gallery.manifests import check_manifest
+    from gallery.sources import Sources
+
+    for path in manifests:
+        check_manifest(path)
+    return Sources(roots, naming=naming, manifests=manifests, known=indexer.ledger(), only=only)
+
+
+@contextmanager
+def _opened(
+    settings: Settings,
+    naming: Any,
+    manifests: list[Path],
+    video_fps: float,
+    *,
+    force: bool,
+    retry: bool,
+) -> Iterator[Indexer]:
+    """An indexer on the settings' gallery; the first photo that needs the models loads them."""
+    from facerec.quality import Gate
+    from facerec.runtime import available_threads
+    from gallery.crew import Threads
+    from gallery.indexer import Indexer
+    from gallery.opening import open_before_pack
+    from gallery.photo_work import LookOptions, PhotoWork
+
+    options = LookOptions(
+        one_person=bool(manifests) or naming.by_folder or naming.person is not None,
+        gate=None if force else Gate(),
+        keep_crops=settings.keep_crops,
+        max_pixels=settings.max_pixels,
+        video_fps=video_fps,
+    )
+    opened, load = open_before_pack(settings, create=True)
+    with opened, _terminable():
+        crew: Crew = Threads(
+            lambda: PhotoWork(load(1), options), settings.threads or available_threads()
+        )
+        try:
+            yield Indexer(opened, crew, force=force, retry=retry)
+        finally:
+            crew.close()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, as a service is stopped with, ends the run as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(report: IndexReport, *, json: bool) -> None:
+    if json:
+        report.write_json(sys.stdout)
+    else:
+        for line in report.lines():
+            print(line)
+        if report.interrupted:
+            print("Interrupted; the same command goes on from here.")
+    sys.stdout.flush()
+
+
+class _Progress:
+    """Photos and faces a second, and how long it will take, on standard error."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._total = _Total(sources)
+        self._bar: Any = None
+        self._task: Any = None
+        self._last_s = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        if sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            self._total.start()
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[rates]}"),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("Indexing", total=None, rates="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._total.stop()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, report: IndexReport) -> None:
+        seconds = max(report.seconds, 1e-3)
+        rates = f"{report.looked_at / seconds:.0f} photos/s, {report.faces / seconds:.0f} faces/s"
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=report.photos, total=self._total.known, rates=rates
+            )
+        elif time.monotonic() - self._last_s >= _LINE_S:
+            self._last_s = time.monotonic()
+            print(f"facerec: {report.photos:,} photos, {rates}", file=sys.stderr)
+
+
+class _Total:
+    """Counts files while others are indexed. ``known``: None until the end is known.
+
+    The members of archives are not counted, so that with archives it stays below the truth.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        self._roots = sources.roots
+        self._manifests = sources.manifests
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._count, daemon=True, name="facerec-count")
+        self.known: int | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _count(self) -> None:
+        from gallery.sources import count_files
+
+        total = 0
+        for count in count_files(self._roots):
+            total += count
+            if self._stopped.is_set():
+                return
+        for manifest in self._manifests:
+            with manifest.open("rb") as stream:
+                total += sum(1 for _ in stream)
+        self.known = total or None
