@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,13 @@ from facerec.image import load_image
 from facerec.packs import find_pack
 from facerec.packs.manifest import Pack
 from facerec.pipeline import Pipeline
+from tests.gallery_engines import (
+    VARIABLE,
+    PostgresServer,
+    told,
+    why_no_milvus_lite,
+    why_no_postgres,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -85,3 +93,26 @@ def bundled_pack() -> Pack:
 def pipeline(bundled_pack: Pack) -> Pipeline:
     """The default pack on the CPU."""
     return Pipeline.load(bundled_pack, device="cpu", threads=2)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A real PostgreSQL of the tests' own, without a gallery."""
+    if reason := why_no_postgres():
+        pytest.skip(reason)
+    server = PostgresServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where galleries lie that are opened at ``place(folder)``: one of ENGINES, "sqlite" unless
+    the test is parametrised."""
+    name = getattr(request, "param", "sqlite")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if "milvus" in name and (reason := why_no_milvus_lite()):
+        pytest.skip(reason)
+    if name != "sqlite":
+        monkeypatch.setenv(*told(name, request.getfixturevalue("postgres_server")))
+    return name

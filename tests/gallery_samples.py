@@ -9,6 +9,7 @@ import numpy as np
 
 from facerec.types import EmbeddingContract, FloatArray, ThresholdTable
 from gallery import Gallery, NewTemplate
+from tests.gallery_engines import place
 
 DIM = 32
 
@@ -66,7 +67,7 @@ def template(embedding: FloatArray, photo: str = "photo", crop: bytes | None = N
 
 
 def open_gallery(folder: Path) -> Gallery:
-    return Gallery.open(folder, contract=CONTRACT, thresholds=TABLE, pack_name="sample")
+    return Gallery.open(place(folder), contract=CONTRACT, thresholds=TABLE, pack_name="sample")
 
 
 def fill(gallery: Gallery, people: int, each: int = 1, seed: int = 0) -> FloatArray:
