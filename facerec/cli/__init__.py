@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from facerec.cli import backup, care, index, identification, recognise, retrain, train
+from facerec.cli import backup, care, identification, index, recognise, reembed, retrain, train
 from facerec.cli.care import evaluate_app
 from facerec.cli.common import print_json
 from facerec.cli.packs import packs_app
@@ -42,6 +42,7 @@ evaluate_app.command("identification")(identification.evaluate_identification)
 app.add_typer(evaluate_app, name="evaluate")
 app.command()(train.export)
 app.command()(retrain.retrain)
+app.command()(reembed.reembed)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(care.doctor)

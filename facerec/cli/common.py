@@ -135,12 +135,14 @@ def agree(question: str, yes: bool) -> None:
 class Progress:
     """A progress bar on standard error, if that is a terminal and there is more than one item.
 
-    Call it with the item that is done, or with how many of how many are.
+    Call it with the item that is done, or with how many of how many are. rate: what they are
+    called, to say how many a second.
     """
 
-    def __init__(self, what: str, total: int | None) -> None:
+    def __init__(self, what: str, total: int | None, rate: str | None = None) -> None:
         self._what = what
         self._total = total
+        self._rate = rate
         self._bar: Any = None
         self._task: Any = None
 
@@ -151,12 +153,13 @@ class Progress:
 
             columns = (
                 *progress.Progress.get_default_columns()[:-1],
+                progress.TextColumn("{task.fields[rate]}"),
                 progress.TimeElapsedColumn(),
                 progress.TimeRemainingColumn(),
             )
             self._bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(self._what, total=self._total)
+            self._task = self._bar.add_task(self._what, total=self._total, rate="")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -170,3 +173,6 @@ class Progress:
             self._bar.update(self._task, completed=done, total=total)
         else:
             self._bar.advance(self._task)
+        speed = self._bar.tasks[0].speed
+        if self._rate is not None and speed is not None:
+            self._bar.update(self._task, rate=f"{speed:.0f} {self._rate}/s")
