@@ -8,6 +8,7 @@ what other processes have written. Imports the core and this package.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +26,9 @@ from facerec.types import (
     Template,
     ThresholdTable,
 )
+from gallery import indexfile
 from gallery.folder import permit_creation
-from gallery.index import FaissFlatIndex
-from gallery.live import IndexFactory, LiveIndex
+from gallery.live import IndexFactory, IndexOptions, LiveIndex
 from gallery.location import Location
 from gallery.people import Hit
 from gallery.policy import OperatingPoint, operating_point
@@ -64,7 +65,7 @@ class Gallery:
     be read or written; what it had not acknowledged has then not happened.
     """
 
-    def __init__(self, store: Store, index_factory: IndexFactory) -> None:
+    def __init__(self, store: Store, options: IndexOptions) -> None:
         """Use :meth:`open`."""
         meta = store.meta()
         self.location = store.location
@@ -72,7 +73,10 @@ class Gallery:
         self._contract = meta.contract
         self._pack_name = meta.pack_name
         self._thresholds = meta.thresholds
-        self._live = LiveIndex(store, meta.contract, index_factory)
+        self._options = options
+        self._live = LiveIndex(store, meta.contract, options, named=True)
+        self._unnamed: LiveIndex | None = None
+        self._opening = threading.Lock()
         self._closed = False
 
     @staticmethod
@@ -83,7 +87,9 @@ class Gallery:
         thresholds: ThresholdTable | None = None,
         pack_name: str | None = None,
         create: bool = True,
-        index_factory: IndexFactory = FaissFlatIndex,
+        index: str = "auto",
+        device: str = "cpu",
+        index_factory: IndexFactory | None = None,
     ) -> Gallery:
         """The gallery in folder ``path``, made there if there is none and ``create``.
 
@@ -91,12 +97,17 @@ class Gallery:
         see :class:`gallery.location.Location`.
         contract: of the embeddings it shall hold; needed to make one, and checked
         against an existing one (None: take it as it is). thresholds, pack_name: of the
-        pack in use; an existing gallery of the same contract takes them over.
+        pack in use; an existing gallery of the same contract takes them over. index: type of
+        the vector index, "auto" or one of :data:`gallery.engines.KINDS`; device: "cpu", or
+        "cuda" to search on a GPU. index_factory: an index of one's own, in memory.
 
-        Raises ContractMismatch for a gallery of another contract; StoreCorrupt for a
-        damaged database, with nothing written; GalleryError for a folder that holds
-        other files, or no gallery where none may be made.
+        Raises ConfigError for an index type that is not known; ContractMismatch for a gallery of
+        another contract; StoreCorrupt for a damaged database, with nothing written; GalleryError
+        for a folder that holds other files, no gallery where none may be made, or no CUDA where
+        it is asked for.
         """
+        options = IndexOptions(index, device, index_factory)
+        options.check()
         location = Location.of(path)
         if not Store.exists(location):
             new_contract = permit_creation(location, contract, create)
@@ -108,7 +119,7 @@ class Gallery:
                 check_contract(
                     meta.contract, contract, str(location), meta.pack_name, pack_name or "unnamed"
                 )
-            gallery = Gallery(store, index_factory)
+            gallery = Gallery(store, options)
             gallery._take_over(thresholds, pack_name)
         except BaseException:
             store.close()
@@ -131,7 +142,8 @@ class Gallery:
         if not self._closed:
             self._closed = True
             try:
-                self._live.close()
+                for live in self._lives():
+                    live.close()
             finally:
                 self._store.close()
 
@@ -387,7 +399,17 @@ class Gallery:
         """
         self._require_open()
         self._store.check()
-        self._live.check()
+        for live in self._lives():
+            live.check()
+
+    def rebuild_index(self) -> None:
+        """Write the index on disk anew, of the type that the gallery was opened with.
+
+        Raises GalleryError where it cannot be written.
+        """
+        self._require_open()
+        for live in self._lives():
+            live.rebuild()
 
     # Another gallery
 
@@ -418,8 +440,28 @@ class Gallery:
         self._require_open()
         with self._store.writing() as change:
             yield change
-        self._live.refresh()
-        self._live.save_if_due()
+        for live in self._lives():
+            live.refresh()
+            live.save_if_due()
+
+    @property
+    def live(self) -> LiveIndex:
+        """The index of people."""
+        self._require_open()
+        return self._live
+
+    @property
+    def unnamed(self) -> LiveIndex:
+        """The index of those without a name; made when it is first asked for."""
+        self._require_open()
+        with self._opening:
+            if self._unnamed is None:
+                self._unnamed = LiveIndex(self._store, self._contract, self._options, named=False)
+            return self._unnamed
+
+    def _lives(self) -> list[LiveIndex]:
+        """The indexes that are open."""
+        return [self._live] if self._unnamed is None else [self._live, self._unnamed]
 
     def _require_open(self) -> None:
         if self._closed:
@@ -437,6 +479,10 @@ class Gallery:
     def _mark_removal(self, change: WriteTransaction) -> None:
         """Before rows go: no copy of them may outlive the commit, nor their bytes the next open."""
         self._live.erase_copy()
+        if self._unnamed is not None:
+            self._unnamed.erase_copy()
+        elif (folder := self.location.folder) is not None:
+            indexfile.erase(folder / indexfile.UNNAMED_INDEX_NAME)
         change.set_meta(vacuum_due=True)
 
     def _take_over(self, thresholds: ThresholdTable | None, pack_name: str | None) -> None:

@@ -1,20 +1,20 @@
-"""Indexes over vectors: the protocol, the exact NumPy reference, and FAISS.
+"""Indexes over vectors: the protocol, the exact NumPy reference, and a table with an engine.
 
 An index knows template ids and unit vectors, not people. It is not safe against a
-search during a change: :mod:`gallery.live` sees to that. Imports the core and numpy;
-faiss when the first FAISS index is made.
+search during a change: :mod:`gallery.live` sees to that. Imports the core, numpy, and this
+package's table and engines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facerec.types import FloatArray
+from gallery.engines import Engine, rounding, search_flat
+from gallery.table import Growing, VectorTable
 
 IdArray = NDArray[np.int64]
 
@@ -25,6 +25,10 @@ class VectorIndex(Protocol):
     @property
     def dim(self) -> int:
         """Length of every vector."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether ``search`` misses nothing, ``tolerance`` apart."""
 
     @property
     def tolerance(self) -> float:
@@ -43,7 +47,8 @@ class VectorIndex(Protocol):
 
         Returns (Q, k') float32 similarities in [-1, 1] and (Q, k') int64 ids, where
         k' = min(k, len). Equal similarities come in the order of ids; which of several
-        equal ones make the last places is open.
+        equal ones make the last places is open. An index that is not exact may find less:
+        its rows then end in similarity -inf and id -1.
         """
 
     def vectors(self, ids: IdArray) -> FloatArray:
@@ -53,6 +58,7 @@ class VectorIndex(Protocol):
 class ExactIndex:
     """Scores everything in float64 and sorts: slow, and obviously right."""
 
+    exact = True
     tolerance = 0.0
 
     def __init__(self, dim: int) -> None:
@@ -85,69 +91,139 @@ class ExactIndex:
         return np.array(rows, np.float32).reshape(len(rows), self.dim)
 
 
-class FaissFlatIndex:
-    """FAISS over all vectors, without approximation; float32 rounding apart it is exact."""
+class TableIndex:
+    """A table of vectors: an engine searches its base, FAISS all of what was added since.
 
-    def __init__(self, dim: int) -> None:
-        import faiss
+    What is added answers at once, whatever the engine; what is removed is masked, and its
+    vector overwritten. :meth:`rows` gives all that is left, for a new base to be made of.
+    """
 
+    def __init__(
+        self,
+        dim: int,
+        base_ids: IdArray | None = None,
+        base: FloatArray | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        """base_ids: (b,) ascending, of the (b, d) rows of ``base``, which ``engine`` searches."""
         self.dim = dim
-        # |fl(x.y) - x.y| <= d u |x||y| for any order of summation (Higham 2002, eq. 3.5),
-        # and doubled for good measure: unit length itself holds to 1e-3 only.
-        self.tolerance = 2.0 * dim * 2.0**-24
-        self._faiss: Any = faiss
-        self._index: Any = faiss.IndexFlatIP(dim)
-        self._ids: IdArray = np.empty(0, np.int64)  # of each row of the index
-        self._sorted = True
+        self._table = VectorTable(dim, base)
+        self._engine = engine
+        self._ids: Growing[np.int64] = Growing(np.int64)  # of each row
+        self._ids.append(np.empty(0, np.int64) if base_ids is None else base_ids)
+        self._alive: Growing[np.bool_] = Growing(np.bool_)
+        self._alive.append(np.ones(len(self._ids), bool))
+        self._removed_from_base = 0
+        # Ids ascending and their rows, of what is alive; None while row i has the i-th id.
+        self._lookup: tuple[IdArray, IdArray] | None = None
+        self._count = len(self._ids)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self._count
+
+    @property
+    def exact(self) -> bool:
+        return self._engine is None or self._engine.exact
+
+    @property
+    def tolerance(self) -> float:
+        own = rounding(self.dim)
+        return own if self._engine is None else max(own, self._engine.tolerance)
+
+    @property
+    def kind(self) -> str:
+        """Of the engine."""
+        return "flat" if self._engine is None else self._engine.kind
+
+    @property
+    def pending(self) -> int:
+        """Vectors added since the base was made, and removed from it: what a new base saves."""
+        return len(self._table.tail) + self._removed_from_base
 
     def add(self, ids: IdArray, vectors: FloatArray) -> None:
-        self._index.add(np.ascontiguousarray(vectors, np.float32))
-        before = len(self._ids)
-        self._ids = np.concatenate([self._ids, ids])
-        new = self._ids[max(0, before - 1) :]
-        self._sorted = self._sorted and bool((new[1:] > new[:-1]).all())
+        if not len(ids):
+            return
+        first = len(self._ids)
+        last = self._ids.array[-1] if first else -1
+        in_order = ids[0] > last and bool((ids[1:] > ids[:-1]).all())
+        if not in_order and self._lookup is None:
+            self._lookup = self._ids.array.copy(), np.arange(first)
+        self._table.append(np.ascontiguousarray(vectors, np.float32))
+        self._ids.append(ids)
+        self._alive.append(np.ones(len(ids), bool))
+        self._count += len(ids)
+        if self._lookup is not None:
+            order = np.argsort(ids, kind="stable")
+            known, rows = self._lookup
+            places = np.searchsorted(known, ids[order])
+            self._lookup = (
+                np.insert(known, places, ids[order]),
+                np.insert(rows, places, first + order),
+            )
 
     def remove(self, ids: IdArray) -> None:
-        doomed = np.isin(self._ids, ids)
-        rows = np.flatnonzero(doomed)
-        if len(rows):
-            # Rows behind a removed one move up, as they do in the mask below.
-            self._index.remove_ids(self._faiss.IDSelectorBatch(rows))
-            self._ids = self._ids[~doomed]
+        rows, at = self._find(ids)
+        if not len(rows):
+            return
+        if self._lookup is None:
+            self._lookup = self._ids.array.copy(), np.arange(len(self._ids))
+        self._lookup = np.delete(self._lookup[0], at), np.delete(self._lookup[1], at)
+        self._alive.array[rows] = False
+        self._table.erase(rows)
+        self._removed_from_base += int(np.count_nonzero(rows < len(self._table.base)))
+        self._count -= len(rows)
 
     def search(self, queries: FloatArray, k: int) -> tuple[FloatArray, IdArray]:
         k = min(k, len(self))
+        queries = np.ascontiguousarray(queries, np.float32)
         if k == 0 or len(queries) == 0:
             return np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        with self._threads_for(len(queries)):
-            similarities, rows = self._index.search(np.ascontiguousarray(queries, np.float32), k)
-        ids = self._ids[rows]
-        order = np.lexsort((ids, -similarities), axis=1)
-        similarities = np.take_along_axis(similarities, order, axis=1)
-        return np.clip(similarities, -1, 1), np.take_along_axis(ids, order, axis=1)
+        similarities, rows = self._search_rows(queries, k)
+        found = rows >= 0
+        ids = np.where(found, self._ids.array[rows], -1)
+        similarities = np.where(found, np.clip(similarities, -1, 1), -np.inf).astype(np.float32)
+        order = np.lexsort((ids, -similarities), axis=1)[:, :k]
+        return (
+            np.take_along_axis(similarities, order, axis=1),
+            np.take_along_axis(ids, order, axis=1),
+        )
 
     def vectors(self, ids: IdArray) -> FloatArray:
-        order = None if self._sorted else np.argsort(self._ids)
-        rows = np.searchsorted(self._ids, ids, sorter=order)
-        found: FloatArray = self._index.reconstruct_batch(rows if order is None else order[rows])
-        return found
+        return self._table.take(self._find(ids)[0])
 
-    @contextmanager
-    def _threads_for(self, queries: int) -> Iterator[None]:
-        """One query runs on the calling thread: waking others takes longer, above all when busy.
+    def rows(self) -> tuple[IdArray, NDArray[np.intp]]:
+        """(n,) ids, ascending, of what is there, and their rows for :meth:`take`."""
+        if self._lookup is None:
+            return self._ids.array.copy(), np.arange(len(self._ids))
+        return self._lookup
 
-        OpenMP keeps this number per calling thread, so nobody else's searches change.
-        """
-        before = self._faiss.omp_get_max_threads()
-        if queries == 1:
-            self._faiss.omp_set_num_threads(1)
-        try:
-            yield
-        finally:
-            self._faiss.omp_set_num_threads(before)
+    def take(self, rows: NDArray[np.intp]) -> FloatArray:
+        """(m, d) float32 of (m,) rows. Rows keep their vectors until they are removed."""
+        return self._table.take(rows)
+
+    def _search_rows(self, queries: FloatArray, k: int) -> tuple[FloatArray, IdArray]:
+        """At least the k nearest of all rows, in no order; row -1 where there is none."""
+        base, tail = self._table.base, self._table.tail
+        parts = []
+        if len(base) > self._removed_from_base:
+            assert self._engine is not None
+            alive = self._alive.array[: len(base)] if self._removed_from_base else None
+            parts.append(self._engine.search(queries, min(k, len(base)), alive))
+        if len(tail):
+            similarities, rows = search_flat(tail, queries, min(k, len(tail)))
+            rows[rows >= 0] += len(base)
+            parts.append((similarities, rows))
+        if len(parts) == 1:
+            return parts[0]
+        return np.hstack([p[0] for p in parts]), np.hstack([p[1] for p in parts])
+
+    def _find(self, ids: IdArray) -> tuple[IdArray, NDArray[np.intp]]:
+        """Rows of those of (n,) ids that are there, and their places among all ids."""
+        known, rows = self._lookup or (self._ids.array, None)
+        at = np.searchsorted(known, ids)
+        inside = at < len(known)
+        at = at[inside][known[at[inside]] == ids[inside]]
+        return (at if rows is None else rows[at]), at
 
 
 def cosine(vectors: FloatArray, query: FloatArray) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 Sees to it that a search meets no half-made change, that other processes' writes are
 caught up, and that a copy on disk is never older than a removal. Imports the core,
-numpy, and this package's store, people and indexfile.
+numpy, and this package's store, people, index, engines and indexfile.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from facerec.errors import GalleryError
-from facerec.types import EmbeddingContract
+from facerec.errors import FacerecError, GalleryError
+from facerec.types import EmbeddingContract, FloatArray
 from gallery import indexfile
-from gallery.index import VectorIndex
+from gallery.engines import CudaEngine, Engine, FlatEngine, choose_kind, make_engine, require_cuda
+from gallery.index import TableIndex, VectorIndex
 from gallery.locks import SharedLock
 from gallery.people import PeopleIndex
 from gallery.records import ReadTransaction
@@ -34,7 +36,25 @@ _SAVE_AFTER = 4096
 """Changed templates, after which the copy on disk is renewed without waiting for close."""
 _CHEAP = 20_000
 """Templates of a gallery whose copy is renewed at every close; a larger one's, if a tenth of
-it has changed: reading a few changes from the store is faster than writing gigabytes."""
+it has changed: reading a few changes from the store is faster than writing gigabytes. A larger
+one's is renewed by a thread of its own."""
+_PIECE = 1 << 15
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """kind: "auto", or one of gallery.engines.KINDS. device: "cpu" or "cuda"."""
+
+    kind: str = "auto"
+    device: str = "cpu"
+    factory: IndexFactory | None = None
+    """Of another index, in memory only."""
+
+    def check(self) -> None:
+        """Raises ConfigError for a kind that is not known, GalleryError for no CUDA."""
+        choose_kind(self.kind, 0)
+        if self.device == "cuda":
+            require_cuda()
 
 
 @dataclass(eq=False)
@@ -47,20 +67,33 @@ class State:
 
 
 class LiveIndex:
-    """Keeps a :class:`PeopleIndex` equal to the store."""
+    """Keeps a :class:`PeopleIndex` equal to the store: of people, or of those without a name."""
 
-    def __init__(self, store: Store, contract: EmbeddingContract, new_index: IndexFactory) -> None:
+    def __init__(
+        self, store: Store, contract: EmbeddingContract, options: IndexOptions, *, named: bool
+    ) -> None:
         self._store = store
         self._contract_id = contract.contract_id
-        self._new_index = new_index
-        self._path = store.db.with_name(indexfile.INDEX_NAME)
+        self._options = options
+        self._named = named
+        folder = store.location.folder
+        self._path = None if folder is None else folder / indexfile.name_of(named)
+        self._where = self._path or store.gallery
         self._lock = SharedLock()
         self._one_update = threading.Lock()
+        self._renewal: threading.Thread | None = None
+        self._closing = threading.Event()
         self._saved_revision = _UNKNOWN
         self._unsaved = 0  # templates changed since the copy on disk
-        self._state = State(PeopleIndex(new_index(store.dim)), 0)
+        self._state = State(self._empty(), 0)
         with self._one_update:
             self._start()
+
+    @property
+    def kind(self) -> str:
+        """Of the index that answers."""
+        index = self._state.people.index
+        return index.kind if isinstance(index, TableIndex) else type(index).__name__
 
     @contextmanager
     def searching(self) -> Iterator[State]:
@@ -76,69 +109,110 @@ class LiveIndex:
                 self._catch_up(view)
 
     def save_if_due(self) -> None:
-        """Renew the copy on disk after many changes. For writers: it waits for the write lock."""
+        """Renew the copy on disk after many changes; of many templates in the background."""
+        count = len(self._state.people)
+        if self._unsaved < max(_SAVE_AFTER, count // 4):
+            return
+        if count <= _CHEAP:
+            with self._one_update:
+                self._renew()
+        elif self._renewal is None or not self._renewal.is_alive():
+            self._renewal = threading.Thread(
+                target=self._renew_quietly, name="facerec-index", daemon=True
+            )
+            self._renewal.start()
+
+    def rebuild(self) -> None:
+        """Make the copy on disk anew, with an index of the kind asked for, and use that."""
+        self.refresh()
         with self._one_update:
-            if self._unsaved >= max(_SAVE_AFTER, len(self._state.people) // 4):
-                self._save()
+            self._renew(must=True)
 
     def erase_copy(self) -> None:
         """Remove the copy on disk. Call within a write: then no other process can renew it."""
-        try:
+        if self._path is not None:
             indexfile.erase(self._path)
-        except OSError as exc:
-            raise GalleryError(
-                f"{self._path}: cannot be removed ({exc.strerror or exc}). "
-                "The gallery is unchanged."
-            ) from exc
         self._saved_revision = _UNKNOWN
 
     def check(self) -> None:
-        """Rebuild the index unless it holds just the store's templates, owners and vectors."""
+        """Read it anew from the store unless it holds just the same templates, owners, vectors."""
         with self._one_update:
             with self._store.reading() as view:
                 self._catch_up(view)
-                fresh = PeopleIndex(self._new_index(self._store.dim))
-                for batch in view.vectors_since(0):
+                fresh = self._empty()
+                for batch in view.vectors_since(0, named=self._named):
                     fresh.put(batch.ids, batch.owners, batch.vectors)
             for right, ours in zip(fresh.rows, self._state.people.rows, strict=True):
                 if not np.array_equal(np.asarray(right), np.asarray(ours)):
                     break
             else:
                 return
-            _log.warning("%s: the index differed from the store; rebuilt", self._store.db)
+            _log.warning("%s: the index differed from the store; rebuilt", self._where)
             with self._lock.alone():
                 self._state = State(fresh, self._state.revision)
 
     def close(self) -> None:
         """Renew the copy on disk, if it is out of date and that is worth the time."""
+        self._closing.set()
+        if self._renewal is not None:
+            self._renewal.join()
+        if self._path is None:
+            return
         with self._one_update:
             count = len(self._state.people)
             missing = self._saved_revision == _UNKNOWN
             worth_it = missing or count <= _CHEAP or self._unsaved >= count // 10
             if worth_it and self._saved_revision != self._state.revision:
-                self._save()
+                self._closing.clear()
+                self._renew(quickly=True)
+
+    def _empty(self) -> PeopleIndex:
+        new = self._options.factory or TableIndex
+        return PeopleIndex(new(self._store.dim))
 
     def _start(self) -> None:
         """From the copy on disk if it can be used, and up to the store's revision."""
-        file = indexfile.read(self._path)
+        file = None if self._path is None else indexfile.read(self._path)
         with self._store.reading() as view:
             usable = file is not None and self._is_of_this_past(file.header, view.revision())
             if file is not None and usable:
-                self._state.people.put(file.ids, file.owners, file.vectors)
-                self._state.revision = self._saved_revision = file.header.revision
+                self._state = State(self._of_file(file), file.header.revision)
+                self._saved_revision = file.header.revision
             self._catch_up(view)
-            if len(self._state.people) != view.count_vectors(named=True):
+            if len(self._state.people) != view.count_vectors(named=self._named):
                 usable, self._state.revision = False, _UNKNOWN
                 self._catch_up(view)
-        if not usable and self._path.exists():
+        if self._path is not None and not usable and self._path.exists():
             # It must not come to look right once the store has reached its revision.
             self._saved_revision = _UNKNOWN
-            self._save()
+            self._renew(quickly=True)
+
+    def _of_file(self, file: indexfile.IndexFile) -> PeopleIndex:
+        if self._options.factory is not None:
+            people = self._empty()
+            people.put(file.ids, file.owners, file.vectors)
+            return people
+        engine = self._engine_of(file)
+        index = TableIndex(self._store.dim, file.ids, file.vectors, engine)
+        return PeopleIndex(index, file.ids, file.owners)
+
+    def _engine_of(self, file: indexfile.IndexFile) -> Engine:
+        """The file's engine if it is of the kind wanted; else flat, which needs no building."""
+        kind = choose_kind(self._options.kind, len(file.ids))
+        if self._options.device == "cuda":
+            return CudaEngine(file.vectors)
+        if file.engine is not None and file.engine.kind == kind:
+            return file.engine
+        if kind in ("float16", "int8"):
+            return make_engine(kind, file.vectors)
+        return FlatEngine(file.vectors)
 
     def _is_of_this_past(self, header: indexfile.Header, revision: int) -> bool:
         return (
             header.gallery_uuid == self._store.uuid
             and header.contract_id == self._contract_id
+            and header.generation == self._store.generation
+            and header.named == self._named
             and header.dim == self._store.dim
             and header.revision <= revision
         )
@@ -148,10 +222,9 @@ class LiveIndex:
         if revision == since:
             return
         if not 0 < since <= revision:  # nothing yet, or what we have cannot be relied on
-            self._rebuild(view, revision)
+            self._read_all(view, revision)
             return
-        removed = np.concatenate([view.removed_since(since), view.left_since(since, named=True)])
-        changes = list(view.vectors_since(since))
+        removed, changes = self._changes(view, since)
         with self._lock.alone():
             people = self._state.people
             # Should Ctrl-C cut this short, no revision is right, and the next call rebuilds.
@@ -162,33 +235,134 @@ class LiveIndex:
             self._state = State(people, revision)
         self._unsaved += len(removed) + sum(len(batch.ids) for batch in changes)
 
-    def _rebuild(self, view: ReadTransaction, revision: int) -> None:
-        people = PeopleIndex(self._new_index(self._store.dim))
-        for batch in view.vectors_since(0):
+    def _changes(self, view: ReadTransaction, since: int) -> tuple[Any, list[Any]]:
+        """Templates that went, and batches of those that came or changed hands."""
+        gone = [view.removed_since(since), view.left_since(since, named=self._named)]
+        return np.concatenate(gone), list(view.vectors_since(since, named=self._named))
+
+    def _read_all(self, view: ReadTransaction, revision: int) -> None:
+        people = self._empty()
+        for batch in view.vectors_since(0, named=self._named):
             people.put(batch.ids, batch.owners, batch.vectors)
         with self._lock.alone():
             self._state = State(people, revision)
         self._unsaved += len(people)
 
-    def _save(self) -> None:
-        """Write the copy, unless the store has moved on; it is disposable, so only log failures."""
-        if self._store.read_only:
-            return
+    def _renew_quietly(self) -> None:
+        """In a thread of its own: whatever goes wrong, the store has everything."""
         try:
-            with self._store.writing() as view:
-                # Under the write lock nobody can remove a person between check and rename.
-                if view.revision() != self._state.revision:
-                    return
-                with self._lock.shared():
-                    ids, owners, vectors = self._state.people.rows
-                header = indexfile.Header(
-                    gallery_uuid=self._store.uuid,
-                    contract_id=self._contract_id,
-                    revision=self._state.revision,
-                    count=len(ids),
-                    dim=self._store.dim,
-                )
-                indexfile.write(self._path, header, ids, owners, vectors)
-                self._saved_revision, self._unsaved = self._state.revision, 0
+            self._renew(locked=False)
+        except FacerecError as exc:
+            _log.warning("%s: not renewed: %s", self._where, exc)
+
+    def _renew(self, *, quickly: bool = False, must: bool = False, locked: bool = True) -> None:
+        """Write the copy of what is in memory, and go on with that.
+
+        quickly: with no engine that takes minutes to build. must: raise what goes wrong. locked:
+        whether the caller holds ``_one_update``. A removal meanwhile makes it vain: the copy
+        is then left out, until the next time.
+        """
+        try:
+            with self._lock.shared():
+                state = self._state
+                rows = _Rows.of(state.people)
+            if self._path is None or self._store.read_only:
+                self._rebuild_in_memory(state, rows, locked)
+                return
+            with indexfile.IndexWriter(self._path) as writer:
+                self._write(writer, state.revision, rows, quickly)
+                with self._store.writing() as view:
+                    # Under the write lock nobody can remove a person between check and rename.
+                    if len(view.removed_since(state.revision)):
+                        return
+                    file = writer.publish()
+            if self._options.factory is None:
+                self._go_on_with(self._of_file(file), state.revision, locked)
+            self._saved_revision, self._unsaved = state.revision, 0
+        except _Stopped:
+            return
         except (OSError, GalleryError) as exc:
-            _log.warning("%s: not renewed, opening will take longer: %s", self._path, exc)
+            if must:
+                raise GalleryError(f"{self._where}: not renewed: {exc}") from exc
+            _log.warning("%s: not renewed, opening will take longer: %s", self._where, exc)
+
+    def _rebuild_in_memory(self, state: State, rows: _Rows, locked: bool) -> None:
+        """Where no file may be written, the engine is all that there is to make."""
+        if self._options.factory is not None:
+            return
+        vectors = np.concatenate([*self._pieces(rows), np.empty((0, self._store.dim), np.float32)])
+        engine: Engine
+        if self._options.device == "cuda":
+            engine = CudaEngine(vectors)
+        else:
+            engine = make_engine(choose_kind(self._options.kind, len(rows)), vectors)
+        index = TableIndex(self._store.dim, rows.ids, vectors, engine)
+        self._go_on_with(PeopleIndex(index, rows.ids, rows.owners), state.revision, locked)
+        self._unsaved = 0
+
+    def _write(
+        self, writer: indexfile.IndexWriter, revision: int, rows: _Rows, quickly: bool
+    ) -> None:
+        header = indexfile.Header(
+            gallery_uuid=self._store.uuid,
+            contract_id=self._contract_id,
+            generation=self._store.generation,
+            named=self._named,
+            revision=revision,
+            count=len(rows),
+            dim=self._store.dim,
+        )
+        engine: Engine | None = None
+        kind = choose_kind(self._options.kind, len(rows))
+        slow = kind in ("hnsw", "ivf")
+        wanted = self._options.factory is None and self._options.device == "cpu"
+        if wanted and kind != "flat" and len(rows) and not (quickly and slow):
+            engine = make_engine(kind, rows)  # type: ignore[arg-type]
+        writer.write(header, rows.ids, rows.owners, self._pieces(rows), engine)
+
+    def _pieces(self, rows: _Rows) -> Iterator[FloatArray]:
+        for start in range(0, len(rows), _PIECE):
+            if self._closing.is_set():
+                raise _Stopped
+            yield rows[start : start + _PIECE]
+
+    def _go_on_with(self, people: PeopleIndex, revision: int, locked: bool) -> None:
+        """Use what was just made, instead of what it was made from."""
+        with nullcontext() if locked else self._one_update, self._store.reading() as view:
+            removed, changes = self._changes(view, revision)
+            people.remove(removed)
+            for batch in changes:
+                people.put(batch.ids, batch.owners, batch.vectors)
+            with self._lock.alone():
+                self._state = State(people, view.revision())
+
+
+class _Stopped(Exception):
+    """The gallery is being closed."""
+
+
+class _Rows:
+    """What an index holds, as of one moment: sliced like an array, without a copy of it all."""
+
+    def __init__(self, ids: Any, owners: Any, at: Any, index: VectorIndex) -> None:
+        self.ids = ids
+        self.owners = owners
+        self._at = at
+        self._index = index
+        self.shape = (len(ids), index.dim)
+
+    @classmethod
+    def of(cls, people: PeopleIndex) -> _Rows:
+        """Call while nothing changes the index."""
+        ids, owners = people.owners
+        if isinstance(people.index, TableIndex):
+            return cls(ids, owners, people.index.rows()[1], people.index)
+        return cls(ids, owners, ids, people.index)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, which: Any) -> FloatArray:
+        if isinstance(self._index, TableIndex):
+            return self._index.take(self._at[which])
+        return self._index.vectors(self._at[which])

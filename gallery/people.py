@@ -6,7 +6,6 @@ the core, numpy, and this package's index.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,9 @@ from facerec.types import FloatArray
 from gallery.index import IdArray, VectorIndex, cosine
 
 _FIRST_WIDTH = 32
+_FIRST_WIDTH_CODED = 128
+"""Of an index whose similarities are coarse: more candidates make it likelier that they suffice."""
+_COARSE = 1e-4
 _SCORES_AT_ONCE = 1 << 22
 
 
@@ -31,41 +33,56 @@ class Hit:
 class PeopleIndex:
     """Templates, whose they are, and their vectors. Not safe against a search during a change."""
 
-    def __init__(self, index: VectorIndex) -> None:
+    def __init__(
+        self, index: VectorIndex, ids: IdArray | None = None, owners: IdArray | None = None
+    ) -> None:
+        """ids, owners: (n,) of what ``index`` holds already, ids ascending."""
         self._index = index
-        self._ids: IdArray = np.empty(0, np.int64)  # ascending
-        self._owners: IdArray = np.empty(0, np.int64)
-        self._templates_of: Counter[int] = Counter()
+        self._ids = np.empty(0, np.int64) if ids is None else ids
+        self._owners = np.empty(0, np.int64) if owners is None else owners
+        self._templates_of: dict[int, int] | None = None
 
     def __len__(self) -> int:
         """Templates."""
         return len(self._ids)
 
     @property
+    def index(self) -> VectorIndex:
+        """What is searched."""
+        return self._index
+
+    @property
     def people(self) -> int:
         """People with at least one template."""
-        return len(self._templates_of)
+        return len(self._counts())
 
     @property
     def rows(self) -> tuple[IdArray, IdArray, FloatArray]:
         """All of it: (n,) ids ascending, (n,) owners, (n, d) vectors."""
         return self._ids, self._owners, self._index.vectors(self._ids)
 
+    @property
+    def owners(self) -> tuple[IdArray, IdArray]:
+        """(n,) ids ascending, and (n,) owners, as of now."""
+        return self._ids, self._owners
+
     def put(self, ids: IdArray, owners: IdArray, vectors: FloatArray) -> None:
         """Add (n,) templates, ids ascending, or change the owner of those that are there."""
         known, at = self._find(ids)
         self._count(self._owners[at], -1)
         self._count(owners, +1)
-        self._owners[at] = owners[known]
-        new_ids, new_owners = ids[~known], owners[~known]
-        self._index.add(new_ids, vectors[~known] if known.any() else vectors)
-        places = np.searchsorted(self._ids, new_ids)
-        self._ids = np.insert(self._ids, places, new_ids)
-        self._owners = np.insert(self._owners, places, new_owners)
+        if known.any():
+            self._owners = self._owners.copy()  # whoever reads the old one, reads on
+            self._owners[at] = owners[known]
+            ids, owners, vectors = ids[~known], owners[~known], vectors[~known]
+        self._index.add(ids, vectors)
+        places = np.searchsorted(self._ids, ids)
+        self._ids = np.insert(self._ids, places, ids)
+        self._owners = np.insert(self._owners, places, owners)
 
     def remove(self, ids: IdArray) -> None:
         """Remove those of the (n,) templates that are there."""
-        _, at = self._find(ids)
+        _, at = self._find(np.unique(ids))
         if len(at):
             self._count(self._owners[at], -1)
             self._index.remove(self._ids[at])
@@ -83,11 +100,12 @@ class PeopleIndex:
     def nearest(self, probes: FloatArray, k: int) -> list[list[Hit]]:
         """For each of (N, d) probes the k most similar people, or all if there are fewer.
 
-        Most similar first, of equals the one with the older template. Exact, however
-        many templates a person has: the search widens until k people are certain.
+        Most similar first, of equals the one with the older template. Exact where the index
+        is, however many templates a person has: the search widens until k people are certain.
         """
         found: list[list[Hit]] = [[] for _ in probes]
-        width = min(len(self), max(4 * k, _FIRST_WIDTH))
+        first = _FIRST_WIDTH if self._index.tolerance < _COARSE else _FIRST_WIDTH_CODED
+        width = min(len(self), max(4 * k, first))
         pending: NDArray[np.intp] = np.arange(len(probes) if width else 0)
         while len(pending):
             undecided = []
@@ -97,7 +115,7 @@ class PeopleIndex:
                 similarities, ids = self._index.search(probes[block], width)
                 for probe, tail, row in zip(block, similarities[:, -1], ids, strict=True):
                     hits = self._best_people(probes[probe], float(tail), row)
-                    if len(hits) < k and width < len(self):
+                    if len(hits) < k and width < len(self) and row[-1] >= 0:
                         undecided.append(probe)
                     else:
                         found[probe] = hits[:k]
@@ -111,8 +129,9 @@ class PeopleIndex:
         Whatever the index left out scores at most ``tail``, give or take its tolerance;
         so people above that are in their final order, and none is missing between them.
         """
+        ids = ids[ids >= 0]
         scores = cosine(self._index.vectors(ids), probe)
-        if len(ids) < len(self):
+        if len(ids) < len(self) and self._index.exact:
             certain = scores > tail + self._index.tolerance
             scores, ids = scores[certain], ids[certain]
         order = np.lexsort((ids, -scores))
@@ -129,8 +148,19 @@ class PeopleIndex:
         known[inside] = self._ids[at[inside]] == ids[inside]
         return known, at[known]
 
+    def _counts(self) -> dict[int, int]:
+        """Templates of each person who has any."""
+        if self._templates_of is None:
+            people, counts = np.unique(self._owners, return_counts=True)
+            self._templates_of = dict(zip(people.tolist(), counts.tolist(), strict=True))
+        return self._templates_of
+
     def _count(self, owners: IdArray, sign: int) -> None:
-        for owner, n in zip(*np.unique(owners, return_counts=True), strict=True):
-            self._templates_of[int(owner)] += sign * int(n)
-            if not self._templates_of[int(owner)]:
-                del self._templates_of[int(owner)]
+        counts = self._templates_of
+        if counts is None:
+            return
+        for owner, n in zip(*(part.tolist() for part in np.unique(owners, return_counts=True)),
+                            strict=True):  # fmt: skip
+            counts[owner] = counts.get(owner, 0) + sign * n
+            if not counts[owner]:
+                del counts[owner]

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facerec.types import FloatArray
-from gallery.index import ExactIndex, FaissFlatIndex, VectorIndex
+from gallery.index import ExactIndex, TableIndex, VectorIndex
 from gallery.people import PeopleIndex
 from tests.gallery_samples import unit
 
-INDEXES = [ExactIndex, FaissFlatIndex]
+INDEXES = [ExactIndex, TableIndex]
 
 
 @pytest.fixture(params=INDEXES, ids=lambda cls: cls.__name__)
@@ -77,7 +77,7 @@ def test_vectors_come_back_bit_by_bit_in_any_order(make) -> None:
 def test_faiss_agrees_with_the_exact_index_through_any_history(
     history: list[tuple[bool, int, int]], queries: int, k: int
 ) -> None:
-    exact, fast = ExactIndex(8), FaissFlatIndex(8)
+    exact, fast = ExactIndex(8), TableIndex(8)
     present: set[int] = set()
     for adding, number, seed in history:
         if adding and number not in present:
@@ -163,7 +163,7 @@ def test_a_person_with_most_of_the_templates_does_not_crowd_out_others(
 
 
 def test_a_score_does_not_depend_on_the_company_it_is_computed_in() -> None:
-    people = PeopleIndex(FaissFlatIndex(64))
+    people = PeopleIndex(TableIndex(64))
     people.put(np.arange(500), np.arange(500) % 50, unit(1, 500, 64))
     probes = unit(2, 40, 64)
     together = people.nearest(probes, 5)
@@ -173,7 +173,7 @@ def test_a_score_does_not_depend_on_the_company_it_is_computed_in() -> None:
 
 
 def test_owners_change_and_templates_go() -> None:
-    people = PeopleIndex(FaissFlatIndex(8))
+    people = PeopleIndex(TableIndex(8))
     vectors = unit(5, 4, 8)
     people.put(np.array([10, 20, 40]), np.array([1, 1, 2]), vectors[[0, 1, 3]])
     people.put(np.array([20, 30]), np.array([2, 3]), vectors[[1, 2]])

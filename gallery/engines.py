@@ -1,0 +1,380 @@
+"""How rows are searched: flat, compressed, or approximately, all on FAISS.
+
+An engine is made of the rows of a table's base, or opened from a file, and does not change;
+rows that are removed later are left out by a mask, rows that are added are searched apart.
+Imports the core, numpy, and faiss when the first engine is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facerec.errors import ConfigError, GalleryError
+from facerec.types import FloatArray
+
+Kind = Literal["flat", "float16", "int8", "hnsw", "ivf"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+RowArray = NDArray[np.int64]
+
+AUTO_INT8 = 100_000
+"""Vectors from which "auto" takes int8, which is exact as well, and a quarter of the memory."""
+
+_CHUNK = 1 << 16
+_HNSW_LINKS = 32
+_HNSW_BUILD = 80
+_HNSW_SEARCH = 128
+_CUDA_MOST = 2048
+"""Neighbours that FAISS can return from a device."""
+_IVF_PROBES = 32
+_IVF_TRAIN = 64
+"""Vectors a list to train with; FAISS advises 39 to 256."""
+
+
+class Engine(Protocol):
+    """Searches rows 0 to n-1."""
+
+    kind: Kind
+    exact: bool
+    """Whether nothing nearer than the last result can be missing, ``tolerance`` apart."""
+    tolerance: float
+    """How far a similarity may lie from that of the float32 rows."""
+
+    def search(
+        self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
+    ) -> tuple[FloatArray, RowArray]:
+        """(Q, k) float32 similarities, best first, and (Q, k) int64 rows; -1 where none is left.
+
+        alive: (n,) bool, the rows that may be found; None: all.
+        """
+
+
+def choose_kind(kind: str, count: int) -> Kind:
+    """``kind``, or for "auto" what suits ``count`` vectors. Raises ConfigError."""
+    if kind == "auto":
+        return "int8" if count >= AUTO_INT8 else "flat"
+    if kind not in KINDS:
+        raise ConfigError(f"index type {kind!r} is not known; use auto, {', '.join(KINDS)}")
+    return kind
+
+
+def make_engine(kind: Kind, vectors: FloatArray) -> Engine:
+    """An engine over (n, d) rows, which may be mapped; ``flat`` goes on reading them."""
+    if kind == "flat":
+        return FlatEngine(vectors)
+    if kind in ("float16", "int8"):
+        return CodedEngine.make(kind, vectors)
+    return GraphEngine.make(vectors) if kind == "hnsw" else ListsEngine.make(vectors)
+
+
+def open_engine(
+    kind: Kind, vectors: FloatArray, path: Path, arrays: Mapping[str, NDArray[Any]]
+) -> Engine:
+    """The engine that :func:`save_engine` wrote of ``vectors``; the file is mapped, not read."""
+    faiss = _faiss()
+    if kind == "flat":
+        return FlatEngine(vectors)
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    if kind in ("float16", "int8"):
+        return CodedEngine(kind, index, arrays["mean"], arrays["scale"], float(arrays["bound"][0]))
+    if kind == "hnsw":
+        return GraphEngine(index)
+    return ListsEngine(index)
+
+
+def save_engine(engine: Engine, path: Path) -> dict[str, NDArray[Any]]:
+    """Write the engine's FAISS index to ``path``; returns what else is needed to open it.
+
+    Raises OSError.
+    """
+    faiss = _faiss()
+    if isinstance(engine, FlatEngine):
+        return {}
+    assert isinstance(engine, (CodedEngine, GraphEngine, ListsEngine))
+    try:
+        faiss.write_index(engine.index, str(path))
+    except RuntimeError as exc:  # FAISS's word for a full disk
+        raise OSError(str(exc).splitlines()[0]) from exc
+    if isinstance(engine, CodedEngine):
+        bound = np.array([engine.bound])
+        return {"mean": engine.mean, "scale": engine.scale, "bound": bound}
+    return {}
+
+
+def rounding(dim: int) -> float:
+    """How far a float32 dot product of unit vectors may be off, in any order of summation.
+
+    |fl(x.y) - x.y| <= d u |x||y| (Higham 2002, eq. 3.5), and doubled for good measure: unit
+    length itself holds to 1e-3 only.
+    """
+    return 2.0 * dim * 2.0**-24
+
+
+class FlatEngine:
+    """Every row, in float32. Removed rows are NaN, and NaN is never better than anything."""
+
+    kind: Kind = "flat"
+    exact = True
+
+    def __init__(self, vectors: FloatArray) -> None:
+        self._vectors = vectors
+        self.tolerance = rounding(vectors.shape[1])
+
+    def search(
+        self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
+    ) -> tuple[FloatArray, RowArray]:
+        return search_flat(self._vectors, queries, k)
+
+
+def search_flat(vectors: FloatArray, queries: FloatArray, k: int) -> tuple[FloatArray, RowArray]:
+    """As :meth:`Engine.search`, over (n, d) float32 vectors wherever they lie."""
+    faiss = _faiss()
+    with _threads_for(len(queries)):
+        similarities, rows = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return similarities, rows
+
+
+class CodedEngine:
+    """Every row, as float16 or int8 codes of what it differs by from the mean.
+
+    A row x is kept as round((x - mean) / scale), one scale a dimension. A query q is not
+    coded: q.x = q.mean + (q * scale).code, off by at most |q||x - x'| for the x' that the code
+    stands for. ``bound`` is the largest |x - x'| of all rows, so a similarity is within it of
+    the exact one, whatever the query: who ranks by exact scores and looks at all within the
+    bound misses nothing.
+    """
+
+    exact = True
+
+    def __init__(
+        self, kind: Kind, index: Any, mean: FloatArray, scale: FloatArray, bound: float
+    ) -> None:
+        self.kind = kind
+        self.index = index
+        self.mean = np.ascontiguousarray(mean, np.float32)
+        self.scale = np.ascontiguousarray(scale, np.float32)
+        self.bound = bound
+        self.tolerance = 1.01 * bound + rounding(index.d)
+
+    @classmethod
+    def make(cls, kind: Kind, vectors: FloatArray) -> CodedEngine:
+        faiss = _faiss()
+        dim = vectors.shape[1]
+        mean = _mean(vectors)
+        scale = np.ones(dim, np.float32)
+        code = faiss.ScalarQuantizer.QT_fp16
+        if kind == "int8":
+            scale = _largest(vectors, mean) / np.float32(127)
+            code = faiss.ScalarQuantizer.QT_8bit_direct_signed
+        index = faiss.IndexScalarQuantizer(dim, code, faiss.METRIC_INNER_PRODUCT)
+        bound = 0.0
+        for chunk in _chunks(vectors):
+            values = (chunk - mean) / scale
+            if kind == "int8":
+                kept = values = np.rint(values)
+            else:
+                kept = values.astype(np.float16).astype(np.float32)
+            index.add(np.ascontiguousarray(values, np.float32))
+            left = np.multiply(kept, scale, dtype=np.float64) + mean - chunk
+            bound = max(bound, float(np.linalg.norm(left, axis=1).max()))
+        return cls(kind, index, mean, scale, bound)
+
+    def search(
+        self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
+    ) -> tuple[FloatArray, RowArray]:
+        faiss = _faiss()
+        scaled = np.ascontiguousarray(queries * self.scale)
+        with _threads_for(len(queries)):
+            similarities, rows = self.index.search(
+                scaled, k, params=_only(alive, faiss.SearchParameters)
+            )
+        similarities += (queries @ self.mean)[:, None]
+        return similarities, rows
+
+
+class GraphEngine:
+    """HNSW (Malkov & Yashunin 2018) over int8 codes: approximate, fast, slow to build."""
+
+    kind: Kind = "hnsw"
+    exact = False
+    tolerance = 2.0
+
+    def __init__(self, index: Any) -> None:
+        self.index = index
+
+    @classmethod
+    def make(cls, vectors: FloatArray) -> GraphEngine:
+        faiss = _faiss()
+        index = faiss.IndexHNSWSQ(
+            vectors.shape[1], faiss.ScalarQuantizer.QT_8bit, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT
+        )
+        index.hnsw.efConstruction = _HNSW_BUILD
+        if len(vectors):
+            index.train(_sample(vectors, _CHUNK))
+        for chunk in _chunks(vectors):
+            index.add(chunk)
+        return cls(index)
+
+    def search(
+        self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
+    ) -> tuple[FloatArray, RowArray]:
+        faiss = _faiss()
+        effort = max(_HNSW_SEARCH, k)
+        params = _only(alive, faiss.SearchParametersHNSW, efSearch=effort)
+        with _threads_for(len(queries)):
+            similarities, rows = self.index.search(queries, k, params=params)
+        return similarities, rows
+
+
+class ListsEngine:
+    """An inverted file of int8 codes: the lists of the nearest centres are searched."""
+
+    kind: Kind = "ivf"
+    exact = False
+    tolerance = 2.0
+
+    def __init__(self, index: Any) -> None:
+        self.index = index
+
+    @classmethod
+    def make(cls, vectors: FloatArray) -> ListsEngine:
+        faiss = _faiss()
+        dim = vectors.shape[1]
+        lists = max(1, min(len(vectors) // 39, int(4 * len(vectors) ** 0.5)))
+        centres = faiss.IndexFlatIP(dim)
+        index = faiss.IndexIVFScalarQuantizer(
+            centres, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+        )
+        index.own_fields = True
+        centres.this.disown()
+        index.cp.spherical = True  # centres of unit length: the nearest by angle
+        index.cp.max_points_per_centroid = _IVF_TRAIN
+        if len(vectors):
+            index.train(_sample(vectors, _IVF_TRAIN * lists))
+        for chunk in _chunks(vectors):
+            index.add(chunk)
+        return cls(index)
+
+    def search(
+        self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
+    ) -> tuple[FloatArray, RowArray]:
+        faiss = _faiss()
+        probes = min(_IVF_PROBES, self.index.nlist)
+        with _threads_for(len(queries)):
+            params = _only(alive, faiss.SearchParametersIVF, nprobe=probes)
+            similarities, rows = self.index.search(queries, k, params=params)
+        return similarities, rows
+
+
+class CudaEngine:
+    """Every row, in float32, in the memory of a CUDA device as well as where the rows lie."""
+
+    kind: Kind = "flat"
+    exact = True
+
+    def __init__(self, vectors: FloatArray) -> None:
+        require_cuda()
+        faiss = _faiss()
+        self._vectors = vectors
+        self._resources = faiss.StandardGpuResources()
+        self._index = faiss.GpuIndexFlatIP(self._resources, vectors.shape[1])
+        for chunk in _chunks(vectors):
+            self._index.add(chunk)
+        # A device may multiply in TF32, with 10 bits of mantissa; candidates are scored again.
+        self.tolerance = 2.0**-9
+
+    def search(
+        self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
+    ) -> tuple[FloatArray, RowArray]:
+        removed = 0 if alive is None else int(np.count_nonzero(~alive))
+        # The device knows nothing of removals, so it may return those.
+        width = min(k + removed, len(self._vectors))
+        if width > _CUDA_MOST:
+            return search_flat(self._vectors, queries, k)
+        similarities, rows = self._index.search(queries, width)
+        if alive is not None:
+            gone = ~alive[rows]
+            similarities[gone], rows[gone] = -np.inf, -1
+            order = np.argsort(gone, axis=1, kind="stable")[:, :k]
+            similarities = np.take_along_axis(similarities, order, axis=1)
+            rows = np.take_along_axis(rows, order, axis=1)
+        return similarities, rows
+
+
+def require_cuda() -> None:
+    """Raises GalleryError, with the reason, where FAISS cannot use a CUDA device."""
+    faiss = _faiss()
+    if not hasattr(faiss, "StandardGpuResources"):
+        raise GalleryError(
+            "device cuda: this FAISS was built without CUDA. Install facerec[gpu] in an "
+            "environment without faiss-cpu; 'facerec doctor' shows which builds are there."
+        )
+    if not faiss.get_num_gpus():
+        raise GalleryError(
+            "device cuda: FAISS sees no CUDA device. 'nvidia-smi' shows whether the driver does."
+        )
+
+
+def _only(alive: NDArray[np.bool_] | None, parameters: Any, **values: int) -> Any:
+    """FAISS's search parameters that leave out what is not alive."""
+    faiss = _faiss()
+    made = parameters(**values)
+    if alive is not None:
+        # Python keeps what it was set to for as long as the parameters live.
+        made.sel = made.kept = faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
+    return made
+
+
+@contextmanager
+def _threads_for(queries: int) -> Iterator[None]:
+    """One query runs on the calling thread: waking others takes longer, above all when busy.
+
+    OpenMP keeps this number per calling thread, so nobody else's searches change.
+    """
+    faiss = _faiss()
+    before = faiss.omp_get_max_threads()
+    if queries == 1:
+        faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _faiss() -> Any:
+    import faiss
+
+    return faiss
+
+
+def _chunks(vectors: FloatArray) -> Iterator[FloatArray]:
+    for start in range(0, len(vectors), _CHUNK):
+        yield np.ascontiguousarray(vectors[start : start + _CHUNK])
+
+
+def _sample(vectors: FloatArray, count: int) -> FloatArray:
+    """At most ``count`` rows, the same ones every time."""
+    if len(vectors) <= count:
+        return np.ascontiguousarray(vectors)
+    rows = np.random.default_rng(0).choice(len(vectors), count, replace=False)
+    return np.ascontiguousarray(vectors[np.sort(rows)])
+
+
+def _mean(vectors: FloatArray) -> FloatArray:
+    total = np.zeros(vectors.shape[1])
+    for chunk in _chunks(vectors):
+        total += chunk.sum(axis=0, dtype=np.float64)
+    return (total / max(1, len(vectors))).astype(np.float32)
+
+
+def _largest(vectors: FloatArray, mean: FloatArray) -> FloatArray:
+    """(d,) largest distance from the mean in each dimension; never 0."""
+    largest = np.full(vectors.shape[1], 1e-12, np.float32)
+    for chunk in _chunks(vectors):
+        np.maximum(largest, np.abs(chunk - mean).max(axis=0), out=largest)
+    return largest
