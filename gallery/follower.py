@@ -49,21 +49,20 @@ class MilvusState:
 
 
 class MilvusIndex:
-    """Keeps a collection of Milvus equal to the store: of people, or of those without a name.
+    """Keeps a collection of Milvus equal to the store's people. kind: of index.
 
     Raises GalleryError where Milvus does not answer.
     """
 
-    def __init__(self, store: Store, kind: str, *, named: bool) -> None:
+    def __init__(self, store: Store, kind: str) -> None:
         assert isinstance(store.database, PostgresDatabase) and store.location.milvus is not None
         self._store = store
         self._database = store.database
-        self._named = named
         self._timeout_s = store.location.timeout_s
-        family, ours = f"facerec_{store.uuid}_", f"facerec_{store.uuid}_{store.generation}_"
+        family = f"facerec_{store.uuid}_"
         self._collection = MilvusCollection(
             store.location.milvus,
-            ours + ("named" if named else "unnamed"),
+            f"{family}{store.generation}",
             store.dim,
             kind,
             self._timeout_s,
@@ -72,7 +71,7 @@ class MilvusIndex:
         self._state = MilvusState(MilvusPeople(self, self._collection, 0), _UNKNOWN)
         try:
             # Of a model that does not answer any more: nobody would remove people from those.
-            self._collection.drop_others(family, keep=[ours + "named", ours + "unnamed"])
+            self._collection.drop_others(family)
             self._collection.attach()
             self.refresh()
         except BaseException:
@@ -121,7 +120,7 @@ class MilvusIndex:
             with self._store.reading() as view:
                 self._bring_up(view)
                 total = 0
-                for batch in view.vectors_since(0, named=self._named):
+                for batch in view.vectors_since(0):
                     total += len(batch.ids)
                     if not _equal(batch, self._collection.rows(batch.ids)):
                         break
@@ -148,7 +147,7 @@ class MilvusIndex:
     @contextmanager
     def lookups(self) -> Iterator[Lookups]:
         with self._store.reading() as view:
-            yield Lookups(view, named=self._named)
+            yield Lookups(view)
 
     # Following
 
@@ -217,9 +216,9 @@ class MilvusIndex:
         revision = view.revision()
         if revision == since:
             return
-        gone = [view.removed_since(since), view.left_since(since, named=self._named)]
+        gone = [view.removed_since(since), view.left_since(since, named=True)]
         self._collection.remove(np.concatenate(gone))
-        for batch in view.vectors_since(since, named=self._named):
+        for batch in view.vectors_since(since):
             self._collection.put(batch)
         self._collection.settle()
         self._collection.set_mark(Mark(revision))

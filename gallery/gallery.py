@@ -45,6 +45,7 @@ from gallery.values import (
 )
 
 if TYPE_CHECKING:
+    from gallery.follower import MilvusIndex
     from gallery.transfer import Conflict, ImportResult
 
 
@@ -74,10 +75,17 @@ class Gallery:
         self._pack_name = meta.pack_name
         self._thresholds = meta.thresholds
         self._options = options
-        self._live = LiveIndex(store, meta.contract, options, named=True)
+        self._live = self._new_live()
         self._unnamed: LiveIndex | None = None
         self._opening = threading.Lock()
         self._closed = False
+
+    def _new_live(self) -> LiveIndex | MilvusIndex:
+        if self.location.milvus is None:
+            return LiveIndex(self._store, self._contract, self._options, named=True)
+        from gallery.follower import MilvusIndex
+
+        return MilvusIndex(self._store, self._options.kind)
 
     @staticmethod
     def open(
@@ -445,7 +453,7 @@ class Gallery:
             live.save_if_due()
 
     @property
-    def live(self) -> LiveIndex:
+    def live(self) -> LiveIndex | MilvusIndex:
         """The index of people."""
         self._require_open()
         return self._live
@@ -459,7 +467,7 @@ class Gallery:
                 self._unnamed = LiveIndex(self._store, self._contract, self._options, named=False)
             return self._unnamed
 
-    def _lives(self) -> list[LiveIndex]:
+    def _lives(self) -> list[LiveIndex | MilvusIndex]:
         """The indexes that are open."""
         return [self._live] if self._unnamed is None else [self._live, self._unnamed]
 

@@ -1,5 +1,7 @@
 """Vectors of chosen templates and people: what an index on a server asks of the store.
 
+Only people's: those without a name are not on a server.
+
 Imports the core, SQLAlchemy, and this package's schema and records.
 """
 
@@ -9,7 +11,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Row, Select, distinct, func, select
+from sqlalchemy import Executable, Row, distinct, func, select
 
 from gallery.records import ReadTransaction, VectorBatch
 from gallery.schema import NAMED, EmbeddingRow, IdentityRow, TemplateRow
@@ -19,11 +21,10 @@ _AT_ONCE = 4096
 
 
 class Lookups:
-    """Of one view of the store, and there of people, or of those without a name."""
+    """Of one view of the store."""
 
-    def __init__(self, view: ReadTransaction, *, named: bool) -> None:
+    def __init__(self, view: ReadTransaction) -> None:
         self._view = view
-        self._named = named
 
     def of_templates(self, ids: Iterable[int]) -> VectorBatch:
         """Those of the templates that exist and have a vector, ids ascending."""
@@ -49,20 +50,19 @@ class Lookups:
         query = self._of_ours(select(func.count(distinct(TemplateRow.identity_id))))
         return int(self._view.connection.execute(query).scalar_one())
 
-    def _vectors(self) -> Select[Any]:
+    def _vectors(self) -> Any:
         columns = select(TemplateRow.id, TemplateRow.identity_id, EmbeddingRow.vector)
         return self._of_ours(columns).order_by(TemplateRow.id)
 
-    def _of_ours(self, columns: Select[Any]) -> Select[Any]:
-        named = IdentityRow.state == NAMED
+    def _of_ours(self, columns: Any) -> Any:
         return (
             columns.join(IdentityRow, IdentityRow.id == TemplateRow.identity_id)
             .join(EmbeddingRow, EmbeddingRow.template_id == TemplateRow.id)
             .where(
-                named if self._named else ~named,
+                IdentityRow.state == NAMED,
                 EmbeddingRow.generation == self._view.generation,
             )
         )
 
-    def _rows(self, query: Select[Any]) -> list[Row[Any]]:
+    def _rows(self, query: Executable) -> list[Row[Any]]:
         return list(self._view.connection.execute(query))

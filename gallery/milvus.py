@@ -162,10 +162,10 @@ class MilvusCollection:
         if self._call("has_collection", self.name):
             self._call("drop_collection", self.name)
 
-    def drop_others(self, prefix: str, keep: Sequence[str]) -> None:
-        """Remove the collections whose name begins so, but those to ``keep``."""
+    def drop_others(self, prefix: str) -> None:
+        """Remove the other collections whose name begins so."""
         for name in self._call("list_collections"):
-            if name.startswith(prefix) and name not in keep:
+            if name.startswith(prefix) and name != self.name:
                 self._call("drop_collection", name)
 
     def put(self, batch: VectorBatch) -> None:

@@ -16,7 +16,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Executable,
+    Select,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from facerec.errors import IdentityExists, IdentityNotFound, StoreCorrupt
 from facerec.types import FloatArray, Identity, Template
@@ -183,7 +193,7 @@ class ReadTransaction:
         for rows in self._stream(query, READ_BATCH):
             yield self.batch(rows)
 
-    def batch(self, rows: Sequence[Row[Any]]) -> VectorBatch:
+    def batch(self, rows: Sequence[Any]) -> VectorBatch:
         """(template id, identity id, vector) rows, in the order of ids. Raises StoreCorrupt."""
         ordered = sorted(rows, key=itemgetter(0))
         ids, owners, blobs = ([row[column] for row in ordered] for column in range(3))
@@ -213,7 +223,7 @@ class ReadTransaction:
         for some in self._stream(query, _SQL_BATCH):
             yield from ((row[0], row[1]) for row in some)
 
-    def _stream(self, query: Select[Any], size: int) -> Iterator[Sequence[Row[Any]]]:
+    def _stream(self, query: Executable, size: int) -> Iterator[Sequence[Any]]:
         """The rows of a query, ``size`` at a time, and never all of them in memory."""
         return self.connection.execute(query, execution_options={"yield_per": size}).partitions()
 

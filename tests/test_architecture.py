@@ -48,6 +48,8 @@ DISTRIBUTIONS = {
     "fastapi": "gradio",
     "uvicorn": "gradio",
     "starlette": "gradio",
+    "grpc": "grpcio",
+    "milvus_lite": "milvus-lite",
     "pymilvus": "pymilvus",
     "pydantic_settings": "pydantic-settings",
 }
