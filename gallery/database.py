@@ -36,6 +36,10 @@ class Database(Protocol):
     def changing(self) -> AbstractContextManager[Connection]:
         """The only change under way, of any process; committed at the end, undone if it raises."""
 
+    def migrating(self) -> AbstractContextManager[Connection]:
+        """As :meth:`changing`, for a change of the tables themselves: references are checked at
+        its end, and it may take as long as it takes."""
+
     def allow_writing(self) -> None:
         """Open it for changes, once it has proved ours; quietly not where that is forbidden."""
 

@@ -120,6 +120,11 @@ class PostgresDatabase:
                 if mine:
                     connection.execute(unlock)
 
+    @contextmanager
+    def migrating(self) -> Iterator[Connection]:
+        with self.changing() as connection, _patient(connection):
+            yield connection
+
     def allow_writing(self) -> None:
         with self.glancing() as connection:
             may = "SELECT NOT pg_is_in_recovery() AND has_table_privilege('gallery', 'UPDATE')"

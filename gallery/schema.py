@@ -14,9 +14,11 @@ from sqlalchemy import (
     CheckConstraint,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Integer,
     LargeBinary,
+    PrimaryKeyConstraint,
     String,
     Text,
     TypeDecorator,
@@ -70,9 +72,20 @@ class MetaRow(Base):
     """The active one: its contract is the gallery's, its vectors answer."""
     revision: Mapped[int] = mapped_column(BigInteger)
     """Counts the writes; every write raises it by one."""
+    removals_from: Mapped[int] = mapped_column(BigInteger)
+    """The table of removals is complete for writes after this revision."""
     vacuum_due: Mapped[bool]
     """Rows were removed, and the file was not compacted since."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class AlembicRow(Base):
+    """Alembic's own note of the schema version; see :mod:`gallery.migrations`."""
+
+    __tablename__ = "alembic_version"
+
+    version_num: Mapped[str] = mapped_column(String(32))
+    __table_args__ = (PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),)
 
 
 class GenerationRow(Base):
@@ -126,7 +139,7 @@ class TemplateRow(Base):
         _Id, ForeignKey("photos.id", ondelete="SET NULL"), index=True
     )
     """Of the indexed photo that it came from; NULL for an enrolment."""
-    det_score: Mapped[float]
+    det_score: Mapped[float] = mapped_column(Double)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     revision: Mapped[int] = mapped_column(BigInteger, index=True)
     """Of the write that added the template, or last gave it to somebody else or a name."""

@@ -103,6 +103,21 @@ class SqliteDatabase:
             self._require_same_file()
             yield connection
 
+    @contextmanager
+    def migrating(self) -> Iterator[Connection]:
+        engine = connect(self.db, "rw")
+        try:
+            with translated(self.db), engine.connect() as connection:
+                # Else a table that is dropped, to be made anew, takes along what refers to it.
+                connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                self._require_same_file()
+                yield connection
+                check_references(connection, self.db)
+                connection.exec_driver_sql("COMMIT")
+        finally:
+            engine.dispose()
+
     def check_structure(self, connection: Connection, *, thorough: bool) -> None:
         if thorough or self.db.stat().st_size <= QUICK_CHECK_BYTES:
             check_structure(connection, self.db, thorough=thorough)
@@ -245,7 +260,13 @@ def check_structure(connection: Connection, db: Path, *, thorough: bool) -> None
     if found != "ok":
         said = " ".join(str(found).replace("*** in database main ***", "").split())
         raise StoreCorrupt(f"{db}: the database is damaged: {said}. {_RESTORE}")
-    if thorough and (row := connection.exec_driver_sql("PRAGMA foreign_key_check").first()):
+    if thorough:
+        check_references(connection, db)
+
+
+def check_references(connection: Connection, db: Path) -> None:
+    """Raises StoreCorrupt for a row that refers to one that is not there."""
+    if row := connection.exec_driver_sql("PRAGMA foreign_key_check").first():
         raise StoreCorrupt(f"{db}: a row of {row[0]} refers to nothing in {row[2]}. {_RESTORE}")
 
 

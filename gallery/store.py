@@ -21,7 +21,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from facerec.errors import ContractMismatch, GalleryError, StoreCorrupt
 from facerec.types import EmbeddingContract, ThresholdTable
-from gallery import sqlite
+from gallery import migrations, sqlite
 from gallery.database import Database
 from gallery.folder import is_there
 from gallery.location import Location
@@ -94,10 +94,12 @@ class Store:
                     uuid=uuid.uuid4().hex,
                     generation=select(GenerationRow.id).scalar_subquery(),
                     revision=1,
+                    removals_from=0,
                     vacuum_due=False,
                     created_at=now,
                 )
             )
+            migrations.mark_as_new(connection)
 
         if location.url is None:
             sqlite.create_database(_db(location), fill)
@@ -110,15 +112,21 @@ class Store:
     def open(location: Location) -> Store:
         """The store at ``location``; read-only where this process may not write it.
 
+        One of an earlier version of facerec is upgraded, for good.
         Raises StoreCorrupt for a damaged database, having written nothing; GalleryError
-        for one of another program or of a later version of facerec.
+        for one of another program, of a later version of facerec, or of an earlier one
+        where it is read-only.
         """
         database = _open_database(location)
         try:
             with database.glancing() as connection:
                 database.check_structure(connection, thorough=False)
-                meta = _read_meta(connection, database.name)
+                version = _schema_version(connection, database.name)
             database.allow_writing()
+            if version < SCHEMA_VERSION:
+                _upgrade(database, version)
+            with database.glancing() as connection:
+                meta = _read_meta(connection, database.name)
         except BaseException:
             database.close()
             raise
@@ -249,17 +257,29 @@ def thresholds_from_json(text: str | None) -> ThresholdTable | None:
     return ThresholdTable(**columns, measured_on=str(raw["measured_on"]))
 
 
-def _read_meta(connection: Connection, db: str) -> Meta:
+def _schema_version(connection: Connection, db: str) -> int:
     version = connection.execute(select(MetaRow.schema_version)).scalar()
     if version is None:
         raise StoreCorrupt(f"{db}: the database is damaged: it does not say what it is")
-    if version < SCHEMA_VERSION:
-        raise GalleryError(f"{db}: written by an earlier facerec (schema {version})")
     if version > SCHEMA_VERSION:
         raise GalleryError(
             f"{db}: written by a later facerec (schema {version}; this one knows "
             f"{SCHEMA_VERSION}). Update facerec."
         )
+    return version
+
+
+def _upgrade(database: Database, version: int) -> None:
+    if database.read_only:
+        raise GalleryError(
+            f"{database.name}: written by an earlier facerec (schema {version}), and read-only "
+            "here, so that it cannot be upgraded. Open it once as a user who may write it."
+        )
+    migrations.upgrade(database)
+
+
+def _read_meta(connection: Connection, db: str) -> Meta:
+    _schema_version(connection, db)
     row = connection.execute(
         select(
             MetaRow.uuid,

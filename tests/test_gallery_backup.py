@@ -40,7 +40,7 @@ def rows(db: Path) -> dict[str, list[tuple]]:
     """Every row of every table, but for what a restore may change."""
     with sqlite3.connect(f"file:{db}?mode=ro", uri=True) as opened:
         tables = [r[0] for r in opened.execute("SELECT name FROM sqlite_master WHERE type='table'")]
-        kept = {t: opened.execute(f"SELECT * FROM {t} ORDER BY 1, 2").fetchall() for t in tables}
+        kept = {t: opened.execute(f"SELECT * FROM {t} ORDER BY 1").fetchall() for t in tables}
     opened.close()
     kept.pop("gallery")
     return kept
