@@ -374,7 +374,7 @@ class _Transaction:
             self.removed += remove_photos(self._change, gone)
 
     def _mark_removal(self) -> None:
-        self._gallery._mark_removal(self._change)
+        self._gallery.mark_removal(self._change)
 
     def _outcome(self, plan: _Plan) -> Outcome:
         entry = self._files.get(plan.seen.item.key)

@@ -12,21 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from facerec.alignment import loose_crop
 from facerec.errors import ImageError
-from facerec.image import DEFAULT_MAX_PIXELS, load_image, read_bytes, to_jpeg
+from facerec.image import DEFAULT_MAX_PIXELS, load_image, read_bytes
 from facerec.pipeline import Pipeline
 from facerec.quality import Gate
 from facerec.types import EnrolResult, Face, Failure, Identity, Rejection, RGBImage
 from gallery.gallery import Gallery
+from gallery.ledger import enrolled_as_another, faces_of
+from gallery.photo_work import FoundFace, area, is_full, keep_face, no_face, several_faces
 from gallery.values import NewTemplate, check_contract, clean_name
-
-_BATCH_PHOTOS = 16
-_BATCH_PIXELS = 64_000_000
-_SAME_FACE = 0.9999
-"""Cosine of one face of one photo with itself, embedded in another batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +88,14 @@ def enrol_photos(
     person = _find(gallery, name)
     known = {t.content_sha256 for t in gallery.templates(person.id)} if person else set()
     outcome = _Outcome()
-    chooser = _Chooser(gallery, person, gate or Gate(), faces or {}, force=force)
+    chooser = _Chooser(gallery, person, gate or Gate(), faces or {}, keep_crops, force=force)
     for batch in _batches(_decoded(photos, known, max_pixels, outcome, progress)):
         found = pipeline.extract([photo.image for photo in batch])
         for photo, photo_faces in zip(batch, found, strict=True):
             face = chooser.choose(photo, photo_faces, outcome)
             if face is not None:
-                outcome.accepted.append((photo.source, _new_template(photo, face, keep_crops)))
+                template = face.template(photo.source, photo.sha256)
+                outcome.accepted.append((photo.source, template))
             if progress is not None:
                 progress(photo.source)
     enrolled: list[tuple[str, int]] = []
@@ -126,6 +121,7 @@ class _Chooser:
         person: Identity | None,
         gate: Gate,
         faces: Mapping[str, int],
+        keep_crops: bool,
         *,
         force: bool,
     ) -> None:
@@ -133,45 +129,42 @@ class _Chooser:
         self._person_id = person.id if person else None
         self._gate = gate
         self._faces = faces
+        self._keep_crops = keep_crops
         self._force = force
 
-    def choose(self, photo: _Photo, faces: Sequence[Face], outcome: _Outcome) -> Face | None:
+    def choose(self, photo: _Photo, faces: Sequence[Face], outcome: _Outcome) -> FoundFace | None:
         """The face to enrol; else None, and the reason is in ``outcome``."""
         if not faces:
-            reason = "No face was found in this photo."
-            outcome.failed.append(Failure(photo.source, "no_face", reason))
+            outcome.failed.append(no_face(photo.source))
             return None
         choice = self._faces.get(photo.source)
         if choice is not None and not 0 <= choice < len(faces):
             reason = f"Face {choice} was chosen, but the photo has {len(faces)}, counted from 0."
             outcome.failed.append(Failure(photo.source, "no_such_face", reason))
             return None
-        face = max(faces, key=_area) if choice is None else faces[choice]
+        face = max(faces, key=area) if choice is None else faces[choice]
         objections: list[Rejection] = []
         several = choice is None and len(faces) > 1
         if several:
-            objections.append(_several_faces(len(faces), taken=self._force))
+            objections.append(several_faces(len(faces), taken=self._force))
         if not several or self._force:  # else it is open which face is meant
             objections += self._gate.check(photo.image, face)
             objections += self._enrolled_as_another(photo, face)
-        if not objections:
-            return face
-        noted = outcome.overridden if self._force else outcome.rejected
-        noted[photo.source] = (*noted.get(photo.source, ()), *objections)
-        return face if self._force else None
+        if objections:
+            noted = outcome.overridden if self._force else outcome.rejected
+            noted[photo.source] = (*noted.get(photo.source, ()), *objections)
+            if not self._force:
+                return None
+        found = keep_face(photo.image, face, 0, self._keep_crops)
+        if found.objections:  # there is nothing to keep, whatever was asked for
+            outcome.rejected[photo.source] = found.objections
+            return None
+        return found
 
     def _enrolled_as_another(self, photo: _Photo, face: Face) -> Iterator[Rejection]:
-        """One face cannot be two people; the photo, of a group, can show both."""
-        [decision] = self._gallery.identify(face.embedding[None], k=2, threshold=_SAME_FACE)
-        for candidate in decision.candidates:
-            if candidate.similarity < _SAME_FACE or candidate.identity_id == self._person_id:
-                continue
-            if self._gallery.template(candidate.template_id).content_sha256 == photo.sha256:
-                yield Rejection(
-                    "enrolled_as_another",
-                    f"This face of this photo is enrolled as {candidate.name!r}. Remove it "
-                    "there, or merge the two people.",
-                )
+        with self._gallery.reading() as view:
+            known = faces_of(view, [photo.sha256]).get(photo.sha256, ())
+        return enrolled_as_another(known, face.embedding, self._person_id)
 
 
 def _find(gallery: Gallery, name: str) -> Identity | None:
@@ -206,27 +199,11 @@ def _batches(photos: Iterable[_Photo]) -> Iterator[list[_Photo]]:
     batch: list[_Photo] = []
     for photo in photos:
         batch.append(photo)
-        pixels = sum(p.image.shape[0] * p.image.shape[1] for p in batch)
-        if len(batch) >= _BATCH_PHOTOS or pixels >= _BATCH_PIXELS:
+        if is_full([p.image for p in batch]):
             yield batch
             batch = []
     if batch:
         yield batch
-
-
-def _new_template(photo: _Photo, face: Face, keep_crop: bool) -> NewTemplate:
-    crop_jpeg, landmarks = None, None
-    if keep_crop:
-        crop, landmarks = loose_crop(photo.image, face.box_xyxy, face.landmarks)
-        crop_jpeg = to_jpeg(crop)
-    return NewTemplate(
-        embedding=face.embedding,
-        source=photo.source,
-        content_sha256=photo.sha256,
-        det_score=min(1.0, max(0.0, face.det_score)),
-        crop_jpeg=crop_jpeg,
-        landmarks=landmarks,
-    )
 
 
 def _enrolled(
@@ -243,13 +220,3 @@ def _enrolled(
         else:
             enrolled.append((source, template_id))
     return enrolled
-
-
-def _several_faces(count: int, *, taken: bool) -> Rejection:
-    sentence = f"The photo shows {count} faces"
-    sentence += "; the largest was taken." if taken else "; choose one, or crop the photo to one."
-    return Rejection("several_faces", sentence)
-
-
-def _area(face: Face) -> float:
-    return float(np.prod(face.box_xyxy[2:] - face.box_xyxy[:2]))

@@ -28,6 +28,7 @@ from facerec.types import (
 )
 from gallery import indexfile
 from gallery.folder import permit_creation
+from gallery.ledger import forget_person
 from gallery.live import IndexFactory, IndexOptions, LiveIndex
 from gallery.location import Location
 from gallery.people import Hit
@@ -360,7 +361,7 @@ class Gallery:
             keep, gone = change.identity(into), change.identity(other)
             if keep.id == gone.id:
                 raise GalleryError(f"{keep.name!r} cannot be merged with itself")
-            self._mark_removal(change)
+            self.mark_removal(change)
             change.move_templates(gone.id, keep.id)
             change.remove_identity(gone.id)
             change.set_details(keep.id, metadata_json({**gone.metadata, **keep.metadata}))
@@ -377,7 +378,8 @@ class Gallery:
         """
         with self.writing() as change:
             person = change.identity(name_or_id)
-            self._mark_removal(change)
+            self.mark_removal(change)
+            forget_person(change, person.id, person.name)
             n = change.remove_identity(person.id)
         problem = self._store.compact()
         return Removal(person, n, problem is None, problem)
@@ -390,7 +392,7 @@ class Gallery:
         with self.writing() as change:
             template = change.template(template_id)
             person = change.identity(template.identity_id)
-            self._mark_removal(change)
+            self.mark_removal(change)
             change.remove_templates([template.id])
         problem = self._store.compact()
         return Removal(person, 1, problem is None, problem)
@@ -484,7 +486,7 @@ class Gallery:
             with self._store.reading() as view:
                 names.update(view.names(sorted(missing)))
 
-    def _mark_removal(self, change: WriteTransaction) -> None:
+    def mark_removal(self, change: WriteTransaction) -> None:
         """Before rows go: no copy of them may outlive the commit, nor their bytes the next open."""
         self._live.erase_copy()
         if self._unnamed is not None:

@@ -26,13 +26,12 @@ Kind = Literal["photo", "video"]
 class Item:
     """A photo or video to index.
 
-    path: of its file; of the archive, for a member. key: its absolute path as text, by which
-    the ledger knows it. size: bytes. mtime_ns: since the epoch. name: whom it shows; None where
-    nobody says. metadata: of that person. data: a member's bytes; None for a file, which is yet
-    to be read. archive: key of the archive that it is a member of.
+    key: its absolute path as text, by which the ledger knows it. size: bytes. mtime_ns: since
+    the epoch. name: whom it shows; None where nobody says. metadata: of that person. data: a
+    member's bytes; None for a file, which is yet to be read. archive: key of the archive that it
+    is a member of.
     """
 
-    path: Path
     key: str
     kind: Kind
     size: int
@@ -41,6 +40,11 @@ class Item:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     data: bytes | None = None
     archive: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Of its file; of the archive, for a member."""
+        return Path(path_of_key(self.archive or self.key))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from facerec.errors import ConfigError, GalleryError
@@ -32,23 +33,24 @@ class Naming:
         if self.person is not None:
             object.__setattr__(self, "person", clean_name(self.person))
 
-    def of(self, folders: Sequence[str], where: str) -> str | None:
+    def of(self, folders: Sequence[str]) -> str | None:
         """The name for a photo in ``folders`` below the root. Raises GalleryError."""
         if not self.by_folder:
             return self.person
         if len(folders) == 1:
-            return clean_name(folders[0])
+            return _clean(folders[0])
         if not folders:
             raise Ambiguous(
-                f"{where}: lies in no folder that says whom it shows. Put it into a folder named "
-                "after the person."
+                "lies in no folder that says whom it shows. Put it into a folder named after the "
+                "person"
             )
         raise Ambiguous(
-            f"{where}: shows {folders[0]!r} or {folders[-1]!r}? People's folders hold photos, not "
-            "further folders. Move the photo up, or index the folder above the people's."
+            f"shows {folders[0]!r} or {folders[-1]!r}? People's folders hold photos, not further "
+            "folders. Move the photo up, or index the folder above the people's"
         )
 
 
+_clean = lru_cache(maxsize=256)(clean_name)
 ANONYMOUS = Naming()
 
 

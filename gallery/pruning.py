@@ -87,5 +87,5 @@ def _drop(gallery: Gallery, gone: Sequence[FileEntry]) -> tuple[int, int]:
         remove_files(change, [entry.id for entry in still.values()])
         left = unheld(change, photo_ids)
         if left:
-            gallery._mark_removal(change)
+            gallery.mark_removal(change)
         return len(still), remove_photos(change, left)

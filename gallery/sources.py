@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from facerec.errors import FacerecError, GalleryError
+from facerec.errors import GalleryError
 from facerec.types import Failure
 from gallery import archives
 from gallery.archives import ArchiveError, Limits
@@ -116,7 +116,7 @@ class Sources:
         elif kind_of(root.name) is None and not archives.is_archive(root.name):
             found = iter([_failure(root, "unknown_kind", "is no photo, video or archive")])
         else:
-            found = self._file(root, status, ())
+            found = self._file(str(root), status, ())
         for one in found:
             self.found_below[root] += isinstance(one, (Item, Unchanged, ArchiveStart))
             yield one
@@ -134,7 +134,7 @@ class Sources:
             if stat.S_ISDIR(status.st_mode):
                 yield from self._folder(path, below)
             elif kind_of(path.name) is not None or archives.is_archive(path.name):
-                yield from self._file(path, status, below[:-1])
+                yield from self._file(str(path), status, below[:-1])
 
     def _folder(self, root: Path, below: tuple[str, ...] = ()) -> Iterator[Found]:
         """Depth first; links to folders last, and no folder twice, so that loops end."""
@@ -169,10 +169,10 @@ class Sources:
         except OSError as exc:
             yield _failure(entry.path, "unreadable", f"cannot be looked at ({_why(exc)})")
             return
-        yield from self._file(Path(entry.path), status, below)
+        yield from self._file(entry.path, status, below)
 
     def _file(
-        self, path: Path, status: os.stat_result, below: tuple[str, ...], row: Row | None = None
+        self, path: str, status: os.stat_result, below: tuple[str, ...], row: Row | None = None
     ) -> Iterator[Found]:
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
             yield _failure(path, "not_a_file", "is not a regular file")
@@ -180,20 +180,19 @@ class Sources:
         if len(os.fsencode(path)) > _MAX_KEY_BYTES:
             yield _failure(path, "path_too_long", f"has more than {_MAX_KEY_BYTES} bytes as a path")
             return
-        if archives.is_archive(path.name):
-            yield from self._archive(path, status, below, row)
-            return
-        kind = kind_of(path.name)
+        kind = kind_of(path)
         if kind is None:
-            yield _failure(path, "unknown_kind", "is no photo, video or archive")
+            if archives.is_archive(path):
+                yield from self._archive(Path(path), status, below, row)
+            else:
+                yield _failure(path, "unknown_kind", "is no photo, video or archive")
             return
         try:
-            name = row.name if row else self.naming.of(below, displayable(path))
+            name = row.name if row else self.naming.of(below)
         except GalleryError as exc:
-            yield _naming_failure(displayable(path), exc)
+            yield _naming_failure(path, exc)
             return
         yield Item(
-            path=path,
             key=path_key(path),
             kind=kind,
             size=status.st_size,
@@ -238,7 +237,7 @@ class Sources:
             reason = f"{where}: a video in an archive is not read. Unpack it first."
             return Failure(where, "video_in_archive", reason)
         try:
-            name = self._name_of_member(path, member.name, where, fixed, row)
+            name = self._name_of_member(path, member.name, fixed, row)
         except GalleryError as exc:
             return _naming_failure(where, exc)
         if self._known.member(key, member.size, member.mtime_ns, name):
@@ -248,7 +247,6 @@ class Sources:
         except ArchiveError as exc:
             return Failure(where, exc.code, displayable(exc))
         return Item(
-            path=path,
             key=key,
             kind="photo",
             size=member.size,
@@ -260,7 +258,7 @@ class Sources:
         )
 
     def _name_of_member(
-        self, path: Path, member: str, where: str, fixed: str | None, row: Row | None
+        self, path: Path, member: str, fixed: str | None, row: Row | None
     ) -> str | None:
         """An archive in a person's folder is that person's; else its folders say."""
         if row is not None:
@@ -270,7 +268,7 @@ class Sources:
         folders = [part for part in member.split("/")[:-1] if part not in ("", ".")]
         if folders[:1] == [archives.stem(path.name)]:  # lfw.tgz holds lfw/NAME/1.jpg
             folders = folders[1:]
-        return self.naming.of(folders, where)
+        return self.naming.of(folders)
 
     def _naming_of_archive(self, fixed: str | None) -> str:
         if fixed is not None:
@@ -303,7 +301,7 @@ class Sources:
                 problem = f"column 'path': {path} cannot be looked at ({_why(exc)})"
                 yield Failure(displayable(row.where), "unreadable", f"{row.where}, {problem}")
                 continue
-            yield from self._file(path, status, (), row)
+            yield from self._file(str(path), status, (), row)
 
 
 def count_files(roots: Sequence[Path]) -> Iterator[int]:
@@ -332,10 +330,9 @@ def _failure(path: str | Path, code: str, what: str) -> Failure:
     return Failure(source, code, f"{source}: {what}.")
 
 
-def _naming_failure(where: str, exc: FacerecError) -> Failure:
-    if isinstance(exc, Ambiguous):
-        return Failure(where, "ambiguous_layout", displayable(exc))
-    return Failure(where, "bad_name", displayable(f"{where}: {exc}."))
+def _naming_failure(path: str, exc: GalleryError) -> Failure:
+    code = "ambiguous_layout" if isinstance(exc, Ambiguous) else "bad_name"
+    return _failure(path, code, displayable(exc))
 
 
 def _why(exc: OSError | ValueError) -> str:
