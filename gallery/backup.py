@@ -48,6 +48,7 @@ VERSION = 1
 Progress = Callable[[int, int], object]
 """Called with how many bytes of how many are through."""
 
+_INDEXES = (indexfile.INDEX_NAME, indexfile.UNNAMED_INDEX_NAME)
 _MAX_LINE = 1 << 16
 _BLOCK = 1 << 20
 
@@ -178,7 +179,8 @@ def restore(
         scratch = stack.enter_context(scratch_folder(db))
         _copy_out(path, backup, scratch / DB_NAME, meter)
         _prove(path, backup, scratch, meter)
-        indexfile.erase(folder / indexfile.INDEX_NAME)
+        for name in _INDEXES:
+            indexfile.erase(folder / name)
         if not exists:
             remove_side_files(db)  # of a database that was taken away
         publish(scratch / DB_NAME, db, replace=exists)
@@ -232,7 +234,7 @@ def _permit(folder: Path) -> None:
         raise GalleryError(f"{folder}: a gallery is a folder, and this is a file")
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        ours = (".", "lost+found", DB_NAME, indexfile.INDEX_NAME)
+        ours = (".", "lost+found", DB_NAME, *_INDEXES)
         others = sorted(p.name for p in folder.iterdir() if not p.name.startswith(ours))
     if others:
         raise GalleryError(f"{folder}: the folder holds {others[0]!r}. Choose an empty folder.")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from facerec.errors import GalleryError
 from facerec.types import FloatArray
 from gallery.engines import Engine, FlatEngine, Kind, open_engine, save_engine
 from gallery.index import IdArray
+from gallery.scratch import scratch_folder, sweep
 from gallery.sqlite import sync_folder
 
 INDEX_NAME = "gallery.index"
@@ -87,16 +89,17 @@ class IndexWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        self._engine_temporary = self._temporary.with_name(self._temporary.name + ".engine")
-        self._header: Header | None = None
+        self._scratch = ExitStack()
 
     def __enter__(self) -> IndexWriter:
+        """Raises OSError."""
+        folder = self._scratch.enter_context(scratch_folder(self.path))
+        self._temporary = folder / self.path.name
+        self._engine_temporary = engine_path(self._temporary)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._temporary.unlink(missing_ok=True)
-        self._engine_temporary.unlink(missing_ok=True)
+        self._scratch.close()
 
     def write(
         self,
@@ -152,13 +155,14 @@ def engine_path(path: Path) -> Path:
 
 
 def erase(path: Path) -> None:
-    """Remove the file, and those that writers which died left half-written.
+    """Remove the file, and what anybody has written of a new one.
 
     Raises GalleryError where one cannot be removed.
     """
     try:
         for leftover in path.parent.glob(path.name + "*"):
             leftover.unlink(missing_ok=True)
+        sweep(path.parent, path.name, in_use=True)
     except OSError as exc:
         raise GalleryError(
             f"{path}: cannot be removed ({exc.strerror or exc}). The gallery is unchanged."

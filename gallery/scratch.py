@@ -22,7 +22,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
     Others for the same target that no process holds any more go at once. Raises OSError.
     """
-    sweep(target)
+    sweep(target.absolute().parent, target.name)
     folder = Path(
         tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_ENDING, dir=target.absolute().parent)
     )
@@ -35,12 +35,16 @@ def scratch_folder(target: Path) -> Iterator[Path]:
             os.close(held)
 
 
-def sweep(target: Path) -> None:
-    """Remove the scratch folders of ``target`` that processes left which were killed."""
+def sweep(parent: Path, name: str | None = None, *, in_use: bool = False) -> None:
+    """Remove the scratch folders in ``parent`` that processes left which were killed.
+
+    name: only those for a target of that name. in_use: also those that are held.
+    """
     with suppress(OSError):
-        for folder in target.absolute().parent.glob(f".{escape(target.name)}.*{_ENDING}"):
+        for folder in parent.glob(f".{'*' if name is None else escape(name)}.*{_ENDING}"):
             held = _hold(folder)
-            if held is not None or os.name == "nt":  # Windows refuses to remove what is in use
+            # Windows refuses to remove what is in use.
+            if held is not None or in_use or os.name == "nt":
                 shutil.rmtree(folder, ignore_errors=True)
             if held is not None:
                 os.close(held)

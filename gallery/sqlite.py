@@ -330,7 +330,7 @@ def _explained(db: Path, exc: SQLAlchemyError | sqlite3.Error) -> GalleryError:
 
 def sweep_leftovers(db: Path) -> None:
     """Remove what processes left beside ``db`` that were killed while they made or restored it."""
-    sweep(db)
+    sweep(db.parent)
     with suppress(OSError):
         # Whoever is making a database now, where there is one already, makes it in vain.
         for leftover in db.parent.glob(f"{_CREATING}*"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,8 @@ from gallery.archive import Export, ExportedPerson, ExportManifest, open_export,
 from gallery.gallery import Gallery
 from gallery.location import Location
 from gallery.records import WriteTransaction
+from gallery.scratch import scratch_folder
+from gallery.sqlite import sync_folder
 from gallery.store import Store
 from gallery.values import MAX_NAME_LENGTH, metadata_json
 
@@ -45,7 +46,6 @@ def export_gallery(gallery: Gallery, path: Path, *, overwrite: bool = False) -> 
     The file appears whole or not at all. Raises GalleryError where it exists already
     (unless ``overwrite``), lies in the gallery's own folder, or cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if gallery.location.folder and gallery.folder.resolve() in path.resolve().parents:
             raise GalleryError(
@@ -54,17 +54,15 @@ def export_gallery(gallery: Gallery, path: Path, *, overwrite: bool = False) -> 
             )
         if path.exists() and not overwrite:
             raise GalleryError(f"{path}: exists already; name another file")
-        with temporary.open("wb") as stream:
+        with scratch_folder(path) as folder, (folder / path.name).open("wb") as stream:
             with gallery.reading() as view:
                 write_export(stream, view, gallery.contract, gallery.pack_name, gallery.thresholds)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+            (folder / path.name).replace(path)
+            sync_folder(path.absolute().parent)
     except OSError as exc:
         raise GalleryError(f"{path}: cannot be written ({exc.strerror or exc})") from exc
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
     return path
 
 
