@@ -27,6 +27,9 @@ from facerec.types import Failure
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """File name endings that are taken for archives."""
 
+EXPLODES = "archive_explodes"
+"""Code of the one reason that ends the reading of a whole archive besides damage."""
+
 _MEMBERS = 1_000_000
 """A zip's list of contents is read into memory at once."""
 _TAR_BUFFER = 1 << 20
@@ -131,7 +134,7 @@ class _Budget:
         self._left -= count
         if self._left < 0:
             raise ArchiveError(
-                "archive_explodes",
+                EXPLODES,
                 f"{self._path}: unfolds to more than {self._total >> 20} MiB, far more than a "
                 "file of its size holds in photos; the rest was not read. Unpack it yourself if "
                 "you trust it.",
@@ -149,7 +152,7 @@ def _zip_members(
         listed = archive.infolist()
         if len(listed) > _MEMBERS:
             raise ArchiveError(
-                "archive_explodes",
+                EXPLODES,
                 f"{path}: holds {len(listed):,} files; more than {_MEMBERS:,} are refused. "
                 "Split it, or unpack it.",
             )

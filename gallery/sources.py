@@ -245,6 +245,8 @@ class Sources:
         try:
             data = member.read()
         except ArchiveError as exc:
+            if exc.code == archives.EXPLODES:
+                raise
             return Failure(where, exc.code, displayable(exc))
         return Item(
             key=key,
