@@ -26,6 +26,7 @@ AUTO_INT8 = 100_000
 """Vectors from which "auto" takes int8, which is exact as well, and a quarter of the memory."""
 
 _CHUNK = 1 << 16
+_MOST = 127  # of a signed byte
 _HNSW_LINKS = 32
 _HNSW_BUILD = 80
 _HNSW_SEARCH = 128
@@ -41,9 +42,10 @@ class Engine(Protocol):
 
     kind: Kind
     exact: bool
-    """Whether nothing nearer than the last result can be missing, ``tolerance`` apart."""
-    tolerance: float
-    """How far a similarity may lie from that of the float32 rows."""
+    """Whether nothing nearer than the last result can be missing, the tolerances apart."""
+
+    def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
+        """(Q,): how far a similarity to each query may lie from that of the float32 rows."""
 
     def search(
         self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
@@ -81,7 +83,7 @@ def open_engine(
         return FlatEngine(vectors)
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     if kind in ("float16", "int8"):
-        return CodedEngine(kind, index, arrays["mean"], arrays["scale"], float(arrays["bound"][0]))
+        return CodedEngine(kind, index, arrays)
     if kind == "hnsw":
         return GraphEngine(index)
     return ListsEngine(index)
@@ -100,10 +102,7 @@ def save_engine(engine: Engine, path: Path) -> dict[str, NDArray[Any]]:
         faiss.write_index(engine.index, str(path))
     except RuntimeError as exc:  # FAISS's word for a full disk
         raise OSError(str(exc).splitlines()[0]) from exc
-    if isinstance(engine, CodedEngine):
-        bound = np.array([engine.bound])
-        return {"mean": engine.mean, "scale": engine.scale, "bound": bound}
-    return {}
+    return engine.arrays if isinstance(engine, CodedEngine) else {}
 
 
 def rounding(dim: int) -> float:
@@ -123,7 +122,9 @@ class FlatEngine:
 
     def __init__(self, vectors: FloatArray) -> None:
         self._vectors = vectors
-        self.tolerance = rounding(vectors.shape[1])
+
+    def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
+        return np.full(len(queries), rounding(self._vectors.shape[1]))
 
     def search(
         self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
@@ -142,24 +143,24 @@ def search_flat(vectors: FloatArray, queries: FloatArray, k: int) -> tuple[Float
 class CodedEngine:
     """Every row, as float16 or int8 codes of what it differs by from the mean.
 
-    A row x is kept as round((x - mean) / scale), one scale a dimension. A query q is not
-    coded: q.x = q.mean + (q * scale).code, off by at most |q||x - x'| for the x' that the code
-    stands for. ``bound`` is the largest |x - x'| of all rows, so a similarity is within it of
-    the exact one, whatever the query: who ranks by exact scores and looks at all within the
-    bound misses nothing.
+    A row x is kept as c = round((x - mean) / scale), one scale a dimension, so that a query q has
+    q.x = q.mean + (q * scale).c, off by at most |q||x - x'| for the x' that the code stands for;
+    ``bound`` is the largest |x - x'| of all rows. For int8, q * scale is rounded too, to p / K with
+    integers p, since FAISS multiplies bytes; that adds at most |q * scale - p / K||c|, and
+    ``longest`` is the largest |c|. A similarity is thus within known limits of the exact one:
+    who ranks by exact scores, and looks at all that these limits leave open, misses nothing.
     """
 
     exact = True
 
-    def __init__(
-        self, kind: Kind, index: Any, mean: FloatArray, scale: FloatArray, bound: float
-    ) -> None:
+    def __init__(self, kind: Kind, index: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """arrays: mean (d,), scale (d,) and limits (2,), the last of bound and longest."""
         self.kind = kind
         self.index = index
-        self.mean = np.ascontiguousarray(mean, np.float32)
-        self.scale = np.ascontiguousarray(scale, np.float32)
-        self.bound = bound
-        self.tolerance = 1.01 * bound + rounding(index.d)
+        self.arrays = dict(arrays)
+        self._mean = np.ascontiguousarray(arrays["mean"], np.float32)
+        self._scale = np.ascontiguousarray(arrays["scale"], np.float32)
+        self._bound, self._longest = (float(value) for value in arrays["limits"])
 
     @classmethod
     def make(cls, kind: Kind, vectors: FloatArray) -> CodedEngine:
@@ -169,32 +170,47 @@ class CodedEngine:
         scale = np.ones(dim, np.float32)
         code = faiss.ScalarQuantizer.QT_fp16
         if kind == "int8":
-            scale = _largest(vectors, mean) / np.float32(127)
+            scale = _largest(vectors, mean) / np.float32(_MOST)
             code = faiss.ScalarQuantizer.QT_8bit_direct_signed
         index = faiss.IndexScalarQuantizer(dim, code, faiss.METRIC_INNER_PRODUCT)
-        bound = 0.0
+        bound = longest = 0.0
         for chunk in _chunks(vectors):
             values = (chunk - mean) / scale
-            if kind == "int8":
-                kept = values = np.rint(values)
-            else:
-                kept = values.astype(np.float16).astype(np.float32)
-            index.add(np.ascontiguousarray(values, np.float32))
+            kept = np.rint(values) if kind == "int8" else values.astype(np.float16)
+            kept = np.ascontiguousarray(kept, np.float32)
+            index.add(kept)
             left = np.multiply(kept, scale, dtype=np.float64) + mean - chunk
             bound = max(bound, float(np.linalg.norm(left, axis=1).max()))
-        return cls(kind, index, mean, scale, bound)
+            longest = max(longest, float(np.linalg.norm(kept, axis=1).max()))
+        limits = np.array([bound, longest])
+        return cls(kind, index, {"mean": mean, "scale": scale, "limits": limits})
+
+    def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
+        scaled = queries * self._scale
+        coded, unit = self._coded(scaled)
+        off = np.linalg.norm(scaled - np.multiply(coded, unit, dtype=np.float64), axis=1)
+        # A unit vector's length holds to 1e-3 only.
+        off = 1.01 * (self._bound + off * self._longest) + 2 * rounding(self.index.d)
+        return np.asarray(off)
 
     def search(
         self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
     ) -> tuple[FloatArray, RowArray]:
-        faiss = _faiss()
-        scaled = np.ascontiguousarray(queries * self.scale)
+        coded, unit = self._coded(queries * self._scale)
         with _threads_for(len(queries)):
-            similarities, rows = self.index.search(
-                scaled, k, params=_only(alive, faiss.SearchParameters)
-            )
-        similarities += (queries @ self.mean)[:, None]
+            params = _only(alive, _faiss().SearchParameters)
+            similarities, rows = self.index.search(coded, k, params=params)
+        similarities *= unit
+        similarities += (queries @ self._mean)[:, None]
         return similarities, rows
+
+    def _coded(self, scaled: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """(Q, d) as FAISS is to have them, and (Q, 1) what one stands for."""
+        if self.kind == "float16":
+            return np.ascontiguousarray(scaled), np.ones((len(scaled), 1), np.float32)
+        unit = np.abs(scaled).max(axis=1, keepdims=True) / np.float32(_MOST)
+        unit = np.maximum(unit, np.float32(1e-30))
+        return np.ascontiguousarray(np.rint(scaled / unit)), unit
 
 
 class GraphEngine:
@@ -202,10 +218,12 @@ class GraphEngine:
 
     kind: Kind = "hnsw"
     exact = False
-    tolerance = 2.0
 
     def __init__(self, index: Any) -> None:
         self.index = index
+
+    def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
+        return np.full(len(queries), 2.0)
 
     @classmethod
     def make(cls, vectors: FloatArray) -> GraphEngine:
@@ -236,10 +254,12 @@ class ListsEngine:
 
     kind: Kind = "ivf"
     exact = False
-    tolerance = 2.0
 
     def __init__(self, index: Any) -> None:
         self.index = index
+
+    def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
+        return np.full(len(queries), 2.0)
 
     @classmethod
     def make(cls, vectors: FloatArray) -> ListsEngine:
@@ -285,8 +305,10 @@ class CudaEngine:
         self._index = faiss.GpuIndexFlatIP(self._resources, vectors.shape[1])
         for chunk in _chunks(vectors):
             self._index.add(chunk)
+
+    def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
         # A device may multiply in TF32, with 10 bits of mantissa; candidates are scored again.
-        self.tolerance = 2.0**-9
+        return np.full(len(queries), 2.0**-9)
 
     def search(
         self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
@@ -360,7 +382,7 @@ def _chunks(vectors: FloatArray) -> Iterator[FloatArray]:
 def _sample(vectors: FloatArray, count: int) -> FloatArray:
     """At most ``count`` rows, the same ones every time."""
     if len(vectors) <= count:
-        return np.ascontiguousarray(vectors)
+        return np.ascontiguousarray(vectors[:])
     rows = np.random.default_rng(0).choice(len(vectors), count, replace=False)
     return np.ascontiguousarray(vectors[np.sort(rows)])
 

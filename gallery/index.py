@@ -28,11 +28,10 @@ class VectorIndex(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Whether ``search`` misses nothing, ``tolerance`` apart."""
+        """Whether ``search`` misses nothing, ``tolerances`` apart."""
 
-    @property
-    def tolerance(self) -> float:
-        """How far a similarity from ``search`` may lie from the exact one."""
+    def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
+        """(Q,): how far a similarity that ``search`` gives a (Q, d) query may be off."""
 
     def __len__(self) -> int: ...
 
@@ -59,7 +58,6 @@ class ExactIndex:
     """Scores everything in float64 and sorts: slow, and obviously right."""
 
     exact = True
-    tolerance = 0.0
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -67,6 +65,9 @@ class ExactIndex:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
+        return np.zeros(len(queries))
 
     def add(self, ids: IdArray, vectors: FloatArray) -> None:
         self._rows.update(zip(ids.tolist(), vectors.copy(), strict=True))
@@ -125,10 +126,10 @@ class TableIndex:
     def exact(self) -> bool:
         return self._engine is None or self._engine.exact
 
-    @property
-    def tolerance(self) -> float:
-        own = rounding(self.dim)
-        return own if self._engine is None else max(own, self._engine.tolerance)
+    def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
+        if self._engine is None:
+            return np.full(len(queries), rounding(self.dim))
+        return self._engine.tolerances(queries)
 
     @property
     def kind(self) -> str:

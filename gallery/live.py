@@ -122,6 +122,15 @@ class LiveIndex:
             )
             self._renewal.start()
 
+    def wait(self) -> None:
+        """Until the thread that renews the copy, if there is one, has come to its end."""
+        if self._renewal is not None:
+            self._renewal.join()
+
+    def renew_now(self) -> None:
+        """As the thread does it, in this one."""
+        self._renew(locked=False)
+
     def rebuild(self) -> None:
         """Make the copy on disk anew, with an index of the kind asked for, and use that."""
         self.refresh()

@@ -15,9 +15,9 @@ from facerec.types import FloatArray
 from gallery.index import IdArray, VectorIndex, cosine
 
 _FIRST_WIDTH = 32
-_FIRST_WIDTH_CODED = 128
+_FIRST_WIDTH_COARSE = 256
 """Of an index whose similarities are coarse: more candidates make it likelier that they suffice."""
-_COARSE = 1e-4
+_COARSE = 1e-3
 _SCORES_AT_ONCE = 1 << 22
 
 
@@ -104,8 +104,10 @@ class PeopleIndex:
         is, however many templates a person has: the search widens until k people are certain.
         """
         found: list[list[Hit]] = [[] for _ in probes]
-        first = _FIRST_WIDTH if self._index.tolerance < _COARSE else _FIRST_WIDTH_CODED
-        width = min(len(self), max(4 * k, first))
+        tolerances = self._index.tolerances(probes)
+        coarse = bool((tolerances > _COARSE).any())
+        width = max(4 * k, _FIRST_WIDTH_COARSE if coarse else _FIRST_WIDTH)
+        width = min(len(self), width)
         pending: NDArray[np.intp] = np.arange(len(probes) if width else 0)
         while len(pending):
             undecided = []
@@ -113,8 +115,9 @@ class PeopleIndex:
             for start in range(0, len(pending), step):
                 block = pending[start : start + step]
                 similarities, ids = self._index.search(probes[block], width)
-                for probe, tail, row in zip(block, similarities[:, -1], ids, strict=True):
-                    hits = self._best_people(probes[probe], float(tail), row)
+                floors = similarities[:, -1] + tolerances[block]
+                for probe, floor, row in zip(block, floors, ids, strict=True):
+                    hits = self._best_people(probes[probe], float(floor), row)
                     if len(hits) < k and width < len(self) and row[-1] >= 0:
                         undecided.append(probe)
                     else:
@@ -123,16 +126,16 @@ class PeopleIndex:
             width = min(len(self), 4 * width)
         return found
 
-    def _best_people(self, probe: FloatArray, tail: float, ids: IdArray) -> list[Hit]:
+    def _best_people(self, probe: FloatArray, floor: float, ids: IdArray) -> list[Hit]:
         """The people among the nearest templates ``ids`` whose rank is certain.
 
-        Whatever the index left out scores at most ``tail``, give or take its tolerance;
-        so people above that are in their final order, and none is missing between them.
+        Whatever the index left out scores at most ``floor``; so people above that are in
+        their final order, and none is missing between them.
         """
         ids = ids[ids >= 0]
         scores = cosine(self._index.vectors(ids), probe)
         if len(ids) < len(self) and self._index.exact:
-            certain = scores > tail + self._index.tolerance
+            certain = scores > floor
             scores, ids = scores[certain], ids[certain]
         order = np.lexsort((ids, -scores))
         scores, ids = scores[order], ids[order]
