@@ -153,8 +153,9 @@ class MilvusCollection:
         index_type, parameters = _INDEXES[self.kind]
         indexes = self._client.prepare_index_params()
         indexes.add_index("vector", index_type=index_type, metric_type="IP", params=parameters)
-        self._call("create_collection", self.name, schema=schema, index_params=indexes,
-                   consistency_level="Strong")  # fmt: skip
+        self._call("create_collection", self.name, schema=schema, consistency_level="Strong")
+        # Empty, so that there is nothing to wait for.
+        self._call("create_index", self.name, indexes, sync=False)
         self._call("create_partition", self.name, _MARKS)
         self._call("load_collection", self.name)
 
@@ -247,6 +248,8 @@ class MilvusCollection:
         # It sets its own level, and logs a traceback of all that it also raises.
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         if self._lite:
+            # Which it runs in this process: the client asks its server for what that has not.
+            logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
             _hold_lite(self._lite)
         try:
             with self._translated():

@@ -14,9 +14,8 @@ from facerec.packs import find_pack
 from facerec.packs.manifest import Pack
 from facerec.pipeline import Pipeline
 from tests.gallery_engines import (
-    VARIABLE,
     PostgresServer,
-    told,
+    milvus_server,
     why_no_milvus_lite,
     why_no_postgres,
 )
@@ -105,14 +104,10 @@ def postgres_server() -> Iterator[PostgresServer]:
     server.remove()
 
 
-@pytest.fixture
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where galleries lie that are opened at ``place(folder)``: one of ENGINES, "sqlite" unless
-    the test is parametrised."""
-    name = getattr(request, "param", "sqlite")
-    monkeypatch.delenv(VARIABLE, raising=False)
-    if "milvus" in name and (reason := why_no_milvus_lite()):
+@pytest.fixture(scope="session")
+def milvus_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a Milvus that several processes can reach: the server that Milvus Lite brings."""
+    if reason := why_no_milvus_lite():
         pytest.skip(reason)
-    if name != "sqlite":
-        monkeypatch.setenv(*told(name, request.getfixturevalue("postgres_server")))
-    return name
+    with milvus_server(tmp_path_factory.mktemp("milvus") / "vectors") as (address, _):
+        yield address

@@ -22,11 +22,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import pytest
+
 if TYPE_CHECKING:
     import psycopg
 
 ENGINES = ("sqlite", "postgresql", "postgresql+milvus-lite")
+"""For one process; a file of Milvus Lite is for no more."""
+SHARED_ENGINES = ("sqlite", "postgresql", "postgresql+milvus-server")
+"""For several processes; the server is Milvus Lite's own."""
 VARIABLE = "TEST_OF_GALLERY_ENGINE"
+
+in_folders_only = pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
+"""Of a test about files, in a module that has the fixture :func:`engine`."""
+
+
+@pytest.fixture(params=ENGINES, autouse=True)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs each test of a module that imports it on every engine: see :func:`place`."""
+    return _settle(request, monkeypatch)
+
+
+@pytest.fixture(params=SHARED_ENGINES, autouse=True)
+def shared_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As :func:`engine`, of a module whose tests start further processes."""
+    return _settle(request, monkeypatch)
+
+
+def _settle(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if "milvus" in name and (reason := why_no_milvus_lite()):
+        pytest.skip(reason)
+    if name != "sqlite":
+        server = request.getfixturevalue("postgres_server")
+        address = request.getfixturevalue("milvus_address") if "server" in name else ""
+        monkeypatch.setenv(VARIABLE, json.dumps([name, str(server.folder), address]))
+    return name
+
+
 USER = "facerec"
 PASSWORD = "se cret/@:%"
 
@@ -150,14 +184,9 @@ def url_of(socket_folder: Path, schema: str, **parameters: str) -> str:
     return f"postgresql://{USER}:{quote(PASSWORD, safe='')}@/postgres?{query}"
 
 
-def told(engine: str, server: PostgresServer) -> tuple[str, str]:
-    """The variable of the environment, and its value, by which :func:`place` is on this engine."""
-    return VARIABLE, json.dumps([engine, str(server.folder)])
-
-
 def place(folder: Path) -> Path | str:
     """What Gallery.open is given for a gallery that the test keeps in ``folder``."""
-    engine, server = json.loads(os.environ.get(VARIABLE, '["sqlite", ""]'))
+    engine, server, address = json.loads(os.environ.get(VARIABLE, '["sqlite", "", ""]'))
     if engine == "sqlite":
         return folder
     import psycopg
@@ -167,7 +196,7 @@ def place(folder: Path) -> Path | str:
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
     if engine == "postgresql":
         return url_of(Path(server), schema)
-    return url_of(Path(server), schema, milvus=f"{folder.absolute()}.milvus.db")
+    return url_of(Path(server), schema, milvus=address or f"{folder.absolute()}.milvus.db")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from facerec.errors import (
 from facerec.types import ThresholdTable
 from gallery import Gallery, NewTemplate
 from gallery.index import ExactIndex
+from tests.gallery_engines import engine, in_folders_only, place  # noqa: F401
 from tests.gallery_samples import (
     CONTRACT,
     DIM,
@@ -37,7 +38,7 @@ from tests.gallery_samples import (
 
 
 @pytest.fixture
-def gallery(tmp_path: Path):
+def gallery(tmp_path: Path, engine: str):  # noqa: F811
     with open_gallery(tmp_path / "people") as opened:
         yield opened
 
@@ -51,7 +52,7 @@ def test_a_gallery_is_made_where_there_is_none_and_found_again(tmp_path: Path) -
         assert gallery.count() == (0, 0) and len(gallery) == 0
         vectors = fill(gallery, 3, 2)
         revision = gallery.revision
-    with Gallery.open(folder) as gallery:
+    with Gallery.open(place(folder)) as gallery:
         assert gallery.contract == CONTRACT
         assert (gallery.pack_name, gallery.thresholds) == ("sample", TABLE)
         assert gallery.count() == (3, 6) and len(gallery) == 6
@@ -64,7 +65,7 @@ def test_a_gallery_of_another_contract_is_refused_with_both_and_the_command(tmp_
     open_gallery(tmp_path).close()
     other = dataclasses.replace(CONTRACT, flip=False)
     with pytest.raises(ContractMismatch) as caught:
-        Gallery.open(tmp_path, contract=other, pack_name="newer")
+        Gallery.open(place(tmp_path), contract=other, pack_name="newer")
     message = str(caught.value)
     for part in ("'sample'", CONTRACT.contract_id, "'newer'", other.contract_id):
         assert part in message
@@ -74,12 +75,13 @@ def test_a_gallery_of_another_contract_is_refused_with_both_and_the_command(tmp_
 
 def test_nothing_is_made_unless_asked_and_told_of_what(tmp_path: Path) -> None:
     with pytest.raises(GalleryError, match="no gallery here"):
-        Gallery.open(tmp_path / "none", contract=CONTRACT, create=False)
+        Gallery.open(place(tmp_path / "none"), contract=CONTRACT, create=False)
     with pytest.raises(GalleryError, match="no gallery here"):
-        Gallery.open(tmp_path / "none")
+        Gallery.open(place(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
 
+@in_folders_only
 def test_a_folder_of_other_files_does_not_become_a_gallery(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(GalleryError, match="holds 'thesis"):
@@ -92,6 +94,7 @@ def test_a_folder_of_other_files_does_not_become_a_gallery(tmp_path: Path) -> No
         open_gallery(tmp_path / "file" / "below")
 
 
+@in_folders_only
 def test_a_lost_database_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
     with open_gallery(tmp_path) as gallery:
         fill(gallery, 3)
@@ -100,6 +103,7 @@ def test_a_lost_database_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None
         open_gallery(tmp_path)
 
 
+@in_folders_only
 def test_hidden_files_of_a_volume_are_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     (tmp_path / ".DS_Store").touch()
@@ -109,12 +113,12 @@ def test_hidden_files_of_a_volume_are_no_obstacle(tmp_path: Path) -> None:
 def test_a_new_table_or_pack_name_of_the_same_contract_is_remembered(tmp_path: Path) -> None:
     open_gallery(tmp_path).close()
     finer = dataclasses.replace(TABLE, cosine=(0.21, 0.36, 0.51, 0.61))
-    Gallery.open(tmp_path, contract=CONTRACT, thresholds=finer, pack_name="again").close()
-    with Gallery.open(tmp_path) as gallery:
+    Gallery.open(place(tmp_path), contract=CONTRACT, thresholds=finer, pack_name="again").close()
+    with Gallery.open(place(tmp_path)) as gallery:
         assert (gallery.thresholds, gallery.pack_name) == (finer, "again")
         revision = gallery.revision
-    Gallery.open(tmp_path, contract=CONTRACT, thresholds=finer, pack_name="again").close()
-    with Gallery.open(tmp_path, contract=CONTRACT, pack_name="again") as gallery:
+    Gallery.open(place(tmp_path), contract=CONTRACT, thresholds=finer, pack_name="again").close()
+    with Gallery.open(place(tmp_path), contract=CONTRACT, pack_name="again") as gallery:
         assert gallery.revision == revision and gallery.thresholds == finer
 
 
@@ -305,7 +309,7 @@ def test_an_operating_point_that_makes_no_sense_is_refused(gallery, asked, reaso
 
 
 def test_without_a_table_the_message_names_the_command(tmp_path: Path) -> None:
-    with Gallery.open(tmp_path, contract=CONTRACT, pack_name="fresh") as gallery:
+    with Gallery.open(place(tmp_path), contract=CONTRACT, pack_name="fresh") as gallery:
         [vector] = fill(gallery, 1)[0]
         with pytest.raises(ConfigError, match=r"'fresh'.*facerec evaluate lfw DIR --write"):
             gallery.identify(vector[None])
@@ -487,7 +491,7 @@ def test_the_exact_index_gives_the_same_decisions(tmp_path: Path) -> None:
         vectors = fill(fast, 40, 3).reshape(-1, DIM)
         probes = np.concatenate([unit(5, 30), vectors[::7]])
         answers = fast.identify(probes, k=7)
-        with Gallery.open(tmp_path, index_factory=ExactIndex) as exact:
+        with Gallery.open(place(tmp_path), index_factory=ExactIndex) as exact:
             assert exact.identify(probes, k=7) == answers
 
 
@@ -545,15 +549,16 @@ def test_ctrl_c_in_a_write_leaves_no_trace(gallery: Gallery) -> None:
 def test_ctrl_c_while_the_index_changes_is_mended_by_the_next_answer(
     gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from gallery.milvus import MilvusCollection
     from gallery.people import PeopleIndex
+
+    def interrupted(self: object, *rows: object) -> None:
+        raise KeyboardInterrupt
 
     vectors = fill(gallery, 3)[:, 0]
     with monkeypatch.context() as patch:
-
-        def interrupted(self: PeopleIndex, *rows: object) -> None:
-            raise KeyboardInterrupt
-
         patch.setattr(PeopleIndex, "put", interrupted)
+        patch.setattr(MilvusCollection, "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             gallery.enroll("late", [template(unit(50), "l")])
     found = gallery.identify(np.concatenate([vectors, unit(50, 1)]))

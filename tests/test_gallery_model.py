@@ -9,9 +9,17 @@ from pathlib import Path
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from facerec.errors import IdentityExists, IdentityNotFound
+from tests.gallery_engines import engine  # noqa: F401
 from tests.gallery_samples import open_gallery, template, unit
 
 NAMES = st.sampled_from(["Ann", "Bob", "Čeněk", "Dora", "Eve"])
@@ -33,6 +41,7 @@ class Histories(RuleBasedStateMachine):
         self.gallery.close()
         self.other.close()
         shutil.rmtree(self.folder)
+        shutil.rmtree(f"{self.folder}.milvus.db", ignore_errors=True)
 
     @rule(name=NAMES, photos=st.lists(PHOTOS, min_size=1, max_size=4))
     def enroll(self, name: str, photos: list[int]) -> None:
@@ -112,10 +121,13 @@ class Histories(RuleBasedStateMachine):
         return list(result.items())[:3]
 
 
-Histories.TestCase.settings = settings(
-    max_examples=12,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-test_any_history_leaves_what_a_dictionary_would = Histories.TestCase
+def test_any_history_leaves_what_a_dictionary_would(engine: str) -> None:  # noqa: F811
+    run_state_machine_as_test(
+        Histories,
+        settings=settings(
+            max_examples=12 if engine == "sqlite" else 4,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
