@@ -214,15 +214,27 @@ def connect(location: Location) -> Engine:
 def _connector(url: URL, timeout_s: float) -> Callable[[], Any]:
     try:
         import psycopg
+        from psycopg.pq import Format
     except ImportError as exc:
         raise ConfigError(
             "a gallery on PostgreSQL needs psycopg: pip install 'facerec[scale]'"
         ) from exc
 
+    class BinaryCursor(psycopg.ServerCursor[Any]):
+        """What streams is mostly vectors, and as text they are twice as long."""
+
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            self.format = Format.BINARY
+
     class Impatient(psycopg.Connection[Any]):
         """Closes itself where the server does not answer: psycopg alone waits for ever."""
 
         patience_s: float | None = timeout_s + _GRACE_S
+
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            self.server_cursor_factory = BinaryCursor
 
         def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
             limit = self.patience_s if timeout is None else timeout
@@ -338,10 +350,12 @@ def _patient(connection: Connection) -> Iterator[None]:
     connection.exec_driver_sql("SET statement_timeout = 0")
     try:
         yield
+        connection.exec_driver_sql("RESET statement_timeout")
+    except BaseException:
+        connection.invalidate()  # else the next user of the connection would have no limit
+        raise
     finally:
         psycopg_connection.patience_s = usual
-        if not psycopg_connection.closed:
-            connection.exec_driver_sql("RESET statement_timeout")
 
 
 @contextmanager
