@@ -251,8 +251,8 @@ def put_results(
     """Keep the vectors of templates, and why others have none; returns how many vectors.
 
     At most ``BATCH`` of both. Templates that were removed meanwhile, or have a vector by now, are
-    passed over. In the active generation the templates count as changed, so that every index
-    learns of their vectors. Raises GalleryError where the generation was discarded meanwhile.
+    passed over. Templates that lacked a vector where an index may have been made already count as
+    changed, so that it learns of them. Raises GalleryError where the generation was discarded.
     """
     at = change.connection
     if at.execute(select(GenerationRow.id).where(GenerationRow.id == generation)).first() is None:
@@ -263,28 +263,22 @@ def put_results(
         EmbeddingRow.template_id.in_(ids), EmbeddingRow.generation == generation
     )
     there -= set(at.execute(known).scalars())
-    at.execute(
-        delete(UnembeddedRow).where(
-            UnembeddedRow.template_id.in_(ids), UnembeddedRow.generation == generation
-        )
-    )
-    new = [
-        {"template_id": i, "generation": generation, "vector": vector.astype("<f4").tobytes()}
-        for i, vector in vectors
-        if i in there
-    ]
-    without = [
-        {"template_id": i, "generation": generation, "reason": reason}
-        for i, reason in reasons
-        if i in there
-    ]
+    listed = (UnembeddedRow.template_id.in_(ids), UnembeddedRow.generation == generation)
+    lacked = set(at.execute(select(UnembeddedRow.template_id).where(*listed)).scalars())
+    at.execute(delete(UnembeddedRow).where(*listed))
+    new = {i: vector.astype("<f4").tobytes() for i, vector in vectors if i in there}
+    without = {i: reason for i, reason in reasons if i in there}
     if new:
-        at.execute(insert(EmbeddingRow), new)
+        rows = [{"template_id": i, "generation": generation, "vector": v} for i, v in new.items()]
+        at.execute(insert(EmbeddingRow), rows)
     if without:
-        at.execute(insert(UnembeddedRow), without)
-    if new and generation == change.generation:
-        changed = TemplateRow.id.in_([row["template_id"] for row in new])
-        at.execute(update(TemplateRow).where(changed).values(revision=change.touch()))
+        rows = [
+            {"template_id": i, "generation": generation, "reason": r} for i, r in without.items()
+        ]
+        at.execute(insert(UnembeddedRow), rows)
+    if changed := [i for i in new if i in lacked or generation == change.generation]:
+        now = {"revision": change.touch()}
+        at.execute(update(TemplateRow).where(TemplateRow.id.in_(changed)).values(**now))
     return len(new)
 
 

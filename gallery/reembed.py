@@ -237,7 +237,7 @@ def _embed_missing(store: Store, target: int, work: Reembedder, progress: Progre
         progress(min(done, everything), everything)
     for result in work.embed_batches(_batches(store, target)):
         with store.writing() as change:
-            made += generations.put_results(change, target, result.vectors, result.reasons)
+            made += _put(change, target, result)
         done += len(result.vectors) + len(result.reasons)
         if progress is not None:
             progress(min(done, everything), everything)
@@ -249,7 +249,7 @@ def _batches(store: Store, target: int) -> Iterator[list[StoredFace]]:
     after = 0
     while True:
         with store.reading() as view:
-            some = generations.missing(view, target, after, retry=True)
+            some = generations.missing(view, target, after, BATCH, retry=True)
         if not some:
             return
         after = some[-1].id
@@ -307,19 +307,11 @@ def _switch(store: Store, target: int, work: Reembedder) -> int:
                 _erase_indexes(store)
                 generations.activate(change, target)
                 return made
-        made += _embed_missing_only(store, target, work)
-
-
-def _embed_missing_only(store: Store, target: int, work: Reembedder) -> int:
-    """As :func:`_embed_missing`, of those that came since."""
-    made = 0
-    while True:
         with store.reading() as view:
-            some = generations.missing(view, target)
-        if len(some) <= _INSIDE:
-            return made
+            some = generations.missing(view, target, limit=BATCH)
+        result = work.embed(some)
         with store.writing() as change:
-            made += _put(change, target, work.embed(some))
+            made += _put(change, target, result)
 
 
 def _put(change: WriteTransaction, target: int, result: Embedded) -> int:
@@ -329,15 +321,15 @@ def _put(change: WriteTransaction, target: int, result: Embedded) -> int:
 def _erase_indexes(store: Store) -> None:
     """Under the write lock: no index of the old vectors may be taken for one of the new."""
     folder = store.location.folder
-    if folder is None:
-        return
-    try:
-        indexfile.erase(folder / indexfile.INDEX_NAME)
-    except OSError as exc:
-        raise GalleryError(
-            f"{folder / indexfile.INDEX_NAME}: cannot be removed ({exc.strerror or exc}). "
-            "The gallery goes on answering as before."
-        ) from exc
+    for named in (True, False) if folder is not None else ():
+        path = folder / indexfile.name_of(named)
+        try:
+            indexfile.erase(path)
+        except OSError as exc:
+            raise GalleryError(
+                f"{path}: cannot be removed ({exc.strerror or exc}). "
+                "The gallery goes on answering as before."
+            ) from exc
 
 
 def _finished(place: str | Path | Location, made: int, switched: bool, began: float) -> Moved:

@@ -21,6 +21,7 @@ from facerec.alignment import loose_crop
 from facerec.draw import Mark, draw_decisions, draw_marks, shrink
 from facerec.errors import (
     ConfigError,
+    ContractMismatch,
     FacerecError,
     GalleryError,
     IdentityNotFound,
@@ -61,6 +62,8 @@ _PICTURE_PX = 1600
 
 def sentence(exc: Exception) -> str:
     """What a visitor is told: our own errors as they are, others by a reference to the log."""
+    if isinstance(exc, ContractMismatch):  # the gallery moved to another model under the app
+        return f"{_sentence(str(exc))} Restart the app to do so."
     if isinstance(exc, FacerecError):
         return _sentence(str(exc))
     reference = secrets.token_hex(4)
