@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from sqlalchemy import bindparam, insert, update
 
-from facerec.types import Failure, Rejection
+from facerec.types import Failure
 from gallery.gallery import Gallery
 from gallery.items import ArchiveEnd, ArchiveStart, Item, displayable, path_of_key
+from gallery.judging import Plan, judge, keeps_old
 from gallery.ledger import (
     DUPLICATE,
     ENROLLED,
-    FAILED,
     INCOMPLETE,
-    NO_FACE,
-    REJECTED,
     REMOVED,
     FileEntry,
     KnownFace,
     PhotoEntry,
-    enrolled_as_another,
     faces_of,
     files_at,
     files_of,
@@ -44,7 +40,7 @@ from gallery.ledger import (
     unheld,
 )
 from gallery.outcomes import MOVED, UNCHANGED, Committed, Event, Outcome, Seen
-from gallery.photo_work import FoundFace, Looked, no_face
+from gallery.photo_work import Looked
 from gallery.records import WriteTransaction
 from gallery.schema import FileRow, PhotoRow, TemplateRow
 from gallery.values import metadata_json, name_key
@@ -56,22 +52,6 @@ _CHANGE_FILE = (
         {name: bindparam(f"new_{name}") for name in ("size", "mtime_ns", "photo_id", "archive_id")}
     )
 )
-
-
-@dataclass(eq=False)
-class _Plan:
-    """What is to become of one file."""
-
-    seen: Seen
-    label: str
-    what: str = FAILED
-    photo_id: int | None = None
-    displaced: list[PhotoEntry] = field(default_factory=list)
-    faces: list[FoundFace] = field(default_factory=list)
-    reasons: tuple[Rejection, ...] = ()
-    failure: Failure | None = None
-    superseded: list[int] = field(default_factory=list)  # templates of somebody without a name
-    templates: int = 0
 
 
 def commit(gallery: Gallery, events: Sequence[Event], *, force: bool, retry: bool) -> Committed:
@@ -159,13 +139,14 @@ class _Transaction:
 
     # Decide
 
-    def _plan(self, seen: Seen) -> _Plan:
+    def _plan(self, seen: Seen) -> Plan:
         """Decide, and note it for the photos that come after."""
-        plan = _Plan(seen, label_of(seen.item.name))
+        plan = Plan(seen, label_of(seen.item.name))
         photos = self._photos.setdefault(seen.sha256, [])
         settled = settled_by(photos, plan.label, retry=self._retry and seen.looked is not None)
         if settled is not None:
             plan.photo_id, plan.what = settled.id, self._what_of_known(seen, settled)
+            plan.outcome = settled.outcome
             return plan
         if seen.looked is None:  # who was to look at it did not; the next run does
             reason = f"{plan.seen.source}: not indexed; run the command again"
@@ -173,7 +154,12 @@ class _Transaction:
             return plan
         same = next((p for p in photos if p.label == plan.label), None)
         plan.displaced = [p for p in photos if self._is_displaced(p, plan)]
-        self._judge(plan, seen.looked)
+        away = {photo.id for photo in plan.displaced}
+        known = self._faces.setdefault(seen.sha256, [])
+        judge(plan, [face for face in known if face.photo_id not in away], force=self._force)
+        known += [
+            KnownFace(None, None, None, seen.item.name, face.face.embedding) for face in plan.faces
+        ]
         plan.photo_id = self._write_photo(plan, seen.looked, same)
         entry = PhotoEntry(plan.photo_id, seen.sha256, plan.label, plan.what)
         self._photos[seen.sha256] = [p for p in photos if p is not same] + [entry]
@@ -185,60 +171,24 @@ class _Transaction:
         holders = self._holders.get(photo.id, [])
         if any(entry.key == seen.item.key for entry in holders):
             return UNCHANGED
+        entry = self._files.get(seen.item.key)
+        if entry is not None and keeps_old(photo.outcome, seen, entry):
+            return UNCHANGED
         return MOVED if holders and all(entry.is_gone() for entry in holders) else DUPLICATE
 
-    def _is_displaced(self, photo: PhotoEntry, plan: _Plan) -> bool:
+    def _is_displaced(self, photo: PhotoEntry, plan: Plan) -> bool:
         """Whether the same content under another name makes way: the list, or the folders, now
         say otherwise. Names that people gave in the gallery do not make way."""
         if photo.label in ("", plan.label) or photo.outcome == REMOVED or plan.label == "":
             return False
-        holders = self._holders.get(photo.id, [])
-        return all(entry.key == plan.seen.item.key or entry.is_gone() for entry in holders)
-
-    def _judge(self, plan: _Plan, looked: Looked) -> None:
-        source = plan.seen.source
-        if looked.problem is not None:
-            code, reason = looked.problem
-            if reason.startswith("the image"):
-                reason = source + reason.removeprefix("the image")
-            plan.failure = Failure(source, code, displayable(reason))
-        if looked.problem is not None and not looked.seen:
-            plan.what = FAILED
-        elif not looked.seen and plan.seen.item.name is None:
-            plan.what = NO_FACE
-        elif not looked.seen:
-            plan.what, plan.failure = FAILED, no_face(source)
-        elif looked.objections:
-            plan.what, plan.reasons = REJECTED, looked.objections
-        else:
-            self._judge_faces(plan, looked.faces)
-
-    def _judge_faces(self, plan: _Plan, faces: Sequence[FoundFace]) -> None:
-        away = {photo.id for photo in plan.displaced}
-        known = self._faces.setdefault(plan.seen.sha256, [])
-        known = [face for face in known if face.photo_id is None or face.photo_id not in away]
-        name = plan.seen.item.name
-        there = 0
-        for face in faces:
-            same = [k for k in known if k.is_face(face.face.embedding)]
-            is_there = any(name is None or _is_named(k, name) for k in same)
-            against = face.objections
-            if name is not None and not is_there and not self._force:
-                against += tuple(enrolled_as_another(same, face.face.embedding, None))
-            plan.reasons += against
-            there += is_there
-            if against or is_there:
-                continue
-            plan.faces.append(face)
-            if name is not None:
-                plan.superseded += [k.template_id for k in same if k.name is None and k.template_id]
-            added = KnownFace(None, None, None, name, face.face.embedding)
-            self._faces[plan.seen.sha256].append(added)
-        plan.what = ENROLLED if plan.faces else DUPLICATE if there else REJECTED
+        holders = self._holders.get(photo.id, [])  # none, if it came just now
+        return bool(holders) and all(
+            entry.key == plan.seen.item.key or entry.is_gone() for entry in holders
+        )
 
     # Write
 
-    def _write_photo(self, plan: _Plan, looked: Looked, same: PhotoEntry | None) -> int:
+    def _write_photo(self, plan: Plan, looked: Looked, same: PhotoEntry | None) -> int:
         codes = {reason.code for reason in plan.reasons}
         if plan.failure is not None:
             codes.add(plan.failure.code)
@@ -258,7 +208,7 @@ class _Transaction:
         )
         return self._change.connection.execute(new.returning(PhotoRow.id)).scalar_one()
 
-    def _write_templates(self, plans: Sequence[_Plan]) -> None:
+    def _write_templates(self, plans: Sequence[Plan]) -> None:
         unnamed = sum(len(plan.faces) for plan in plans if plan.seen.item.name is None)
         new_ids = iter(self._change.add_unnamed(unnamed) if unnamed else ())
         pairs, owners_plans = [], []
@@ -273,6 +223,7 @@ class _Transaction:
         if superseded:
             self._mark_removal()
             remove_faces(self._change, superseded)
+            self.removed += len(superseded)
         ids = self._change.add_templates(pairs)
         for plan, template_id in zip(owners_plans, ids, strict=True):
             plan.templates += template_id is not None
@@ -294,7 +245,7 @@ class _Transaction:
                 self._change.set_details(person.id, metadata_json(merged))
         return self._people[key]
 
-    def _write_files(self, plans: Sequence[_Plan]) -> None:
+    def _write_files(self, plans: Sequence[Plan]) -> None:
         new, changed = [], []
         for plan in plans:
             if plan.photo_id is None or plan.what == REMOVED:
@@ -309,7 +260,7 @@ class _Transaction:
             if entry is None:
                 new.append({"path": item.key, "label": "", **row})
             else:
-                if _keeps_old(plan, entry):
+                if keeps_old(plan.outcome, plan.seen, entry):
                     row["photo_id"] = entry.photo_id
                 changed.append({"which": entry.id, **{f"new_{k}": v for k, v in row.items()}})
         if new:
@@ -317,14 +268,14 @@ class _Transaction:
         if changed:
             self._change.connection.execute(_CHANGE_FILE, changed)
 
-    def _left_behind(self, plans: Sequence[_Plan]) -> set[int]:
+    def _left_behind(self, plans: Sequence[Plan]) -> set[int]:
         """Photos that may have no file any more."""
         left: set[int] = set()
         gone: list[int] = []
         for plan in plans:
             entry = self._files.get(plan.seen.item.key)
             if entry and entry.photo_id and entry.photo_id != plan.photo_id:
-                left |= {entry.photo_id} if not _keeps_old(plan, entry) else set()
+                left |= {entry.photo_id} if not keeps_old(plan.outcome, plan.seen, entry) else set()
             if plan.what == MOVED and plan.photo_id is not None:
                 gone += self._follow_move(plan, self._holders[plan.photo_id])
             if plan.what in (ENROLLED, DUPLICATE):
@@ -334,7 +285,7 @@ class _Transaction:
         remove_files(self._change, gone)
         return left
 
-    def _follow_move(self, plan: _Plan, holders: Sequence[FileEntry]) -> list[int]:
+    def _follow_move(self, plan: Plan, holders: Sequence[FileEntry]) -> list[int]:
         """Templates say where their photo lies now; the ids of files that are no more."""
         if plan.seen.item.kind == "photo":
             sources = [displayable(path_of_key(entry.key)) for entry in holders]
@@ -376,9 +327,13 @@ class _Transaction:
     def _mark_removal(self) -> None:
         self._gallery.mark_removal(self._change)
 
-    def _outcome(self, plan: _Plan) -> Outcome:
+    def _outcome(self, plan: Plan) -> Outcome:
         entry = self._files.get(plan.seen.item.key)
-        replaced = entry is not None and entry.photo_id != plan.photo_id
+        replaced = (
+            entry is not None
+            and entry.photo_id != plan.photo_id
+            and not keeps_old(plan.outcome, plan.seen, entry)
+        )
         looked = plan.seen.looked
         return Outcome(
             source=plan.seen.source,
@@ -390,17 +345,3 @@ class _Transaction:
             looked=looked is not None,
             again=replaced and plan.what not in (UNCHANGED, MOVED, REMOVED),
         )
-
-
-def _is_named(face: KnownFace, name: str) -> bool:
-    return face.name is not None and name_key(face.name) == name_key(name)
-
-
-def _keeps_old(plan: _Plan, entry: FileEntry) -> bool:
-    """Whether the file stays with the photo that it was: the same content, which was kept under
-    another name, or none, and is refused under the new one."""
-    return (
-        entry.sha256 == plan.seen.sha256
-        and entry.outcome in (ENROLLED, DUPLICATE)
-        and plan.what in (REJECTED, FAILED, NO_FACE)
-    )

@@ -241,7 +241,8 @@ def enrolled_as_another(
     be the person's.
     """
     for face in known:
-        if face.name is None or face.identity_id == person_id or not face.is_face(embedding):
+        is_theirs = person_id is not None and face.identity_id == person_id
+        if face.name is None or is_theirs or not face.is_face(embedding):
             continue
         yield Rejection(
             "enrolled_as_another",
