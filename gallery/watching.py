@@ -42,12 +42,8 @@ def watch(roots: list[Path], index: Index, stop: threading.Event | None = None) 
 
 def _changes(roots: list[Path], stop: threading.Event) -> Iterator[frozenset[Path]]:
     """What changed lately, again and again; nothing at first, once the watch is on."""
-    try:
-        import watchfiles
-    except ImportError as exc:
-        raise ConfigError(
-            "--watch needs the package watchfiles: pip install 'facerec[cpu]' brings it"
-        ) from exc
+    import watchfiles
+
     missing = [root for root in roots if not root.exists()]
     if missing or not roots:
         raise ConfigError(
