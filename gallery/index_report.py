@@ -36,6 +36,10 @@ class Spool:
     def __len__(self) -> int:
         return self._count
 
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
     def append(self, value: Any) -> None:
         self._file.write(json.dumps(value, ensure_ascii=False) + "\n")
         self._count += 1
@@ -104,6 +108,11 @@ class IndexReport:
         """Files that are gone, and templates that were removed for it."""
         self.counts["pruned_files"] += files
         self.counts["removed_templates"] += templates
+
+    def close(self) -> None:
+        """Nothing is read from it any more."""
+        self.rejected.close()
+        self.failed.close()
 
     def stop(self) -> None:
         """The run is over: the clock stops."""

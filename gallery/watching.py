@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from facerec.errors import ConfigError
-from gallery.index_report import IndexReport
 
 _log = logging.getLogger(__name__)
 
@@ -21,8 +20,9 @@ RESCAN_S = 3600.0
 _QUIET_MS = 500
 _WAKE_MS = 1000
 
-Index = Callable[[Collection[Path] | None], IndexReport]
-"""Index everything (None), or what lies at some paths, of which some may be gone."""
+Index = Callable[[Collection[Path] | None], bool]
+"""Index everything (None), or what lies at some paths, of which some may be gone; whether to go
+on."""
 
 
 def watch(roots: list[Path], index: Index, stop: threading.Event | None = None) -> None:
@@ -33,10 +33,10 @@ def watch(roots: list[Path], index: Index, stop: threading.Event | None = None) 
     last_s = None
     for paths in _changes(roots, stop or threading.Event()):
         if last_s is None or time.monotonic() - last_s >= RESCAN_S:
-            if index(None).interrupted:
+            if not index(None):
                 return
             last_s = time.monotonic()
-        elif paths and index(paths).interrupted:
+        elif paths and not index(paths):
             return
 
 

@@ -591,7 +591,7 @@ def test_a_watched_folder_is_kept_indexed(gallery, pipeline, photos, people) -> 
     def run(only):
         known = indexer.ledger()
         found = Sources([photos], naming=BY_FOLDER, known=known, only=only)
-        return indexer.run(found, prune_gone=True)
+        return not indexer.run(found, prune_gone=True).interrupted
 
     watcher = threading.Thread(target=watch, args=([photos], run, stop))
     watcher.start()

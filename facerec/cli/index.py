@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,26 +107,28 @@ def index(
         raise ConfigError("--watch looks after folders; run a --manifest again when it changes")
     naming = Naming(by_folder=by_folder, person=person)
     settings = settings_for(gallery=gallery, pack=pack, device=device)
-    with _opened(settings, naming, lists, video_fps, force=force, retry=retry) as indexer:
+    with (
+        _stoppable() as stop,
+        _opened(settings, naming, lists, video_fps, force=force, retry=retry) as indexer,
+    ):
 
-        def run(only: Collection[Path] | None = None) -> IndexReport:
+        def run(only: Collection[Path] | None = None) -> int:
             found = _sources(indexer, roots, naming, lists, only)
-            with _Progress(found) as progress:
+            with _Progress(found, stop) as progress:
                 report = indexer.run(found, prune_gone=prune, progress=progress)
-            if only is None or report.photos or report.counts["pruned_files"]:
-                _say(report, json=json)
-            return report
+            with closing(report):
+                if only is None or report.photos or report.counts["pruned_files"]:
+                    _say(report, json=json)
+                return _INTERRUPTED if report.interrupted else int(len(report.failed) > 0)
 
         if watch:
             from gallery.watching import watch as keep_watching
 
-            keep_watching(_sources(indexer, roots, naming, lists, None).roots, run)
-            return
-        report = run()
-    if report.interrupted:
-        raise typer.Exit(_INTERRUPTED)
-    if len(report.failed):
-        raise typer.Exit(1)
+            found = _sources(indexer, roots, naming, lists, None)
+            keep_watching(found.roots, lambda only: run(only) != _INTERRUPTED, stop)
+            raise typer.Exit(_INTERRUPTED)
+        code = run()
+    raise typer.Exit(code)
 
 
 def _sources(
@@ -170,7 +172,7 @@ def _opened(
         video_fps=video_fps,
     )
     opened, load = open_before_pack(settings, create=True)
-    with opened, _terminable():
+    with opened:
         crew: Crew = Threads(
             lambda: PhotoWork(load(1), options), settings.threads or available_threads()
         )
@@ -181,13 +183,21 @@ def _opened(
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM, as a service is stopped with, ends the run as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _stoppable() -> Iterator[threading.Event]:
+    """Ctrl-C, and SIGTERM, with which services are stopped, end the run; and set the event, as
+    Python drops an exception that comes while it tidies up."""
+    stop = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        stop.set()
+        raise KeyboardInterrupt
+
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(report: IndexReport, *, json: bool) -> None:
@@ -204,8 +214,9 @@ def _say(report: IndexReport, *, json: bool) -> None:
 class _Progress:
     """Photos and faces a second, and how long it will take, on standard error."""
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, stop: threading.Event) -> None:
         self._total = _Total(sources)
+        self._stop = stop
         self._bar: Any = None
         self._task: Any = None
         self._last_s = time.monotonic()
@@ -235,6 +246,8 @@ class _Progress:
             self._bar.stop()
 
     def __call__(self, report: IndexReport) -> None:
+        if self._stop.is_set():
+            raise KeyboardInterrupt
         seconds = max(report.seconds, 1e-3)
         rates = f"{report.looked_at / seconds:.0f} photos/s, {report.faces / seconds:.0f} faces/s"
         if self._bar is not None:
