@@ -45,6 +45,7 @@ from gallery.records import WriteTransaction
 from gallery.schema import FileRow, PhotoRow, TemplateRow
 from gallery.values import metadata_json, name_key
 
+_NEW_PHOTO = insert(PhotoRow).returning(PhotoRow.id)
 _CHANGE_FILE = (
     update(FileRow)
     .where(FileRow.id == bindparam("which"))
@@ -200,13 +201,13 @@ class _Transaction:
             this = PhotoRow.id == same.id
             self._change.connection.execute(update(PhotoRow).where(this).values(**values))
             return same.id
-        new = insert(PhotoRow).values(
-            content_sha256=plan.seen.sha256,
-            label=plan.label,
-            created_at=datetime.now(timezone.utc),
+        new = {
+            "content_sha256": plan.seen.sha256,
+            "label": plan.label,
+            "created_at": datetime.now(timezone.utc),
             **values,
-        )
-        return self._change.connection.execute(new.returning(PhotoRow.id)).scalar_one()
+        }
+        return self._change.connection.execute(_NEW_PHOTO, new).scalar_one()
 
     def _write_templates(self, plans: Sequence[Plan]) -> None:
         unnamed = sum(len(plan.faces) for plan in plans if plan.seen.item.name is None)

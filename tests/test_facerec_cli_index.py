@@ -204,3 +204,29 @@ def test_a_watched_folder_is_indexed_until_it_is_interrupted(people, tmp_path) -
     assert process.returncode == 130 and "Traceback" not in err
     with Gallery.open(tmp_path / "gallery", create=False) as gallery:
         assert gallery.count() == (2, 2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX limits")
+def test_a_full_disk_ends_the_run_in_a_sentence_and_loses_nothing(run, people, tmp_path) -> None:
+    """A limit on the size of files, which the system reports much as it does a full disk."""
+    photos = tmp_path / "photos"
+    make_collection(photos, people, 5)
+    code = f"""
+import resource, sys
+import gallery.indexer
+from facerec.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+gallery.indexer._COMMIT_PHOTOS = 5
+sys.argv = ["facerec", "index", {str(photos)!r}, "--by-folder"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 5 and "Traceback" not in done.stderr
+    assert "full" in done.stderr and "photos:" in done.stdout
+    with Gallery.open(tmp_path / "gallery", create=False) as gallery:
+        before = gallery.count()[1]
+        assert before < 30
+    rest = run(photos, "--by-folder", "--json")
+    assert rest.json["skipped"]["unchanged"] == before and rest.json["enrolled"] == 30 - before

@@ -20,7 +20,7 @@ from facerec.cli.common import (
     PackOption,
     settings_for,
 )
-from facerec.errors import ConfigError
+from facerec.errors import ConfigError, FacerecError
 
 if TYPE_CHECKING:
     from facerec.config import Settings
@@ -94,6 +94,7 @@ def index(
 
     Example: facerec index photos --by-folder --prune
     """
+    from gallery.index_report import IndexReport
     from gallery.naming import Naming
 
     roots, lists = sources or [], manifest or []
@@ -114,9 +115,14 @@ def index(
 
         def run(only: Collection[Path] | None = None) -> int:
             found = _sources(indexer, roots, naming, lists, only)
-            with _Progress(found, stop) as progress:
-                report = indexer.run(found, prune_gone=prune, progress=progress)
-            with closing(report):
+            with closing(IndexReport()) as report:
+                try:
+                    with _Progress(found, stop) as progress:
+                        indexer.run(found, prune_gone=prune, progress=progress, report=report)
+                except FacerecError:  # a full disk, say; what was done before is done
+                    if not json:
+                        _say(report, json=False)
+                    raise
                 if only is None or report.photos or report.counts["pruned_files"]:
                     _say(report, json=json)
                 return _INTERRUPTED if report.interrupted else int(len(report.failed) > 0)
