@@ -118,6 +118,24 @@ class IdentityRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class ApartRow(Base):
+    """Two identities that somebody said are two people; nothing takes them for one again."""
+
+    __tablename__ = "apart"
+    __table_args__ = (CheckConstraint("first_id < second_id", name="a_pair_once"),)
+
+    first_id: Mapped[int] = mapped_column(
+        _Id, ForeignKey("identities.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    second_id: Mapped[int] = mapped_column(
+        _Id,
+        ForeignKey("identities.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+        index=True,
+    )
+
+
 class TemplateRow(Base):
     """One view of a person; a face of a photo is theirs once."""
 

@@ -96,6 +96,21 @@ def _identities() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_identities_state", "identities", ["state"])
+    op.create_table(
+        "apart",
+        *(
+            sa.Column(
+                name,
+                sa.Integer(),
+                sa.ForeignKey("identities.id", ondelete="CASCADE"),
+                primary_key=True,
+                autoincrement=False,
+            )
+            for name in ("first_id", "second_id")
+        ),
+        sa.CheckConstraint("first_id < second_id", name="a_pair_once"),
+    )
+    op.create_index("ix_apart_second_id", "apart", ["second_id"])
 
 
 def _ledger() -> None:
