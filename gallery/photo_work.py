@@ -116,7 +116,7 @@ class PhotoWork:
         results: list[Looked | None] = [None] * len(photos)
         for indices, images in self._decoded(photos, results):
             for index, image, found in zip(indices, images, self._extract(images), strict=True):
-                results[index] = found if isinstance(found, Looked) else self._keep(image, found)
+                results[index] = found if isinstance(found, Looked) else self.keep(image, found)
         return [looked for looked in results if looked is not None]
 
     def watch(self, path: Path) -> Looked:
@@ -164,7 +164,8 @@ class PhotoWork:
                 return [Looked(problem=("unusable", f"the image: faces cannot be read: {exc}"))]
             return [found for image in images for found in self._extract([image])]
 
-    def _keep(self, image: RGBImage, faces: Sequence[Face]) -> Looked:
+    def keep(self, image: RGBImage, faces: Sequence[Face]) -> Looked:
+        """What may be kept of an image whose faces were found."""
         options = self.options
         if options.one_person and len(faces) > 1:
             if options.gate is not None:
