@@ -35,6 +35,8 @@ from gallery.store import thresholds_from_json, thresholds_json
 
 BATCH = 192
 """Templates of one transaction; below the oldest limit on variables of a statement, 999."""
+ERASED_AT_ONCE = 5000
+"""Vectors that one transaction removes."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,15 @@ def activate(change: WriteTransaction, generation: int) -> None:
 
 def count_missing(view: ReadTransaction, generation: int) -> int:
     """Templates of which it is not known yet whether they can have a vector there."""
-    query = select(func.count()).select_from(TemplateRow).where(*_lacks(generation, retry=False))
-    return int(view.connection.execute(query).scalar_one())
+    rows: list[int] = []
+    for table, where in (
+        (TemplateRow, ()),
+        (EmbeddingRow, (EmbeddingRow.generation == generation,)),
+        (UnembeddedRow, (UnembeddedRow.generation == generation,)),
+    ):
+        query = select(func.count()).select_from(table).where(*where)
+        rows.append(view.connection.execute(query).scalar_one())
+    return rows[0] - rows[1] - rows[2]
 
 
 def missing(
@@ -320,19 +329,15 @@ def unembedded(view: ReadTransaction, generation: int) -> list[Unembedded]:
 
 def erase_some(change: WriteTransaction, generation: int, after: int) -> int | None:
     """Remove the next vectors of ``generation`` behind ``after``; the last id, None at the end."""
-    query = (
-        select(EmbeddingRow.template_id)
-        .where(EmbeddingRow.generation == generation, EmbeddingRow.template_id > after)
-        .order_by(EmbeddingRow.template_id)
-        .limit(BATCH)
-    )
-    ids = change.connection.execute(query).scalars().all()
+    behind = (EmbeddingRow.generation == generation, EmbeddingRow.template_id > after)
+    query = select(EmbeddingRow.template_id).where(*behind).order_by(EmbeddingRow.template_id)
+    ids = change.connection.execute(query.limit(ERASED_AT_ONCE)).scalars().all()
+    if not ids:
+        return None
     change.connection.execute(
-        delete(EmbeddingRow).where(
-            EmbeddingRow.generation == generation, EmbeddingRow.template_id.in_(ids)
-        )
+        delete(EmbeddingRow).where(*behind, EmbeddingRow.template_id <= ids[-1])
     )
-    return ids[-1] if ids else None
+    return ids[-1]
 
 
 def erase_generation(change: WriteTransaction, generation: int) -> None:

@@ -175,7 +175,7 @@ def discard(place: str | Path | Location, progress: Progress | None = None) -> G
                 after = generations.erase_some(change, other.id, after)
                 if after is None:
                     generations.erase_generation(change, other.id)
-            done = min(done + BATCH, other.embedded)
+            done = min(done + generations.ERASED_AT_ONCE, other.embedded)
             if progress is not None:
                 progress(done, other.embedded)
         if problem := store.compact():

@@ -605,10 +605,10 @@ def test_one_move_at_a_time_and_what_is_kept_is_dropped_by_hand(
     with pytest.raises(GalleryError, match=r"of pack 'bundled' are still kept.*--discard"):
         move(tmp_path, third)
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr(generations, "BATCH", 4)
+    monkeypatch.setattr(generations, "ERASED_AT_ONCE", 4)
     gone = discard(tmp_path, lambda done, total: told.append((done, total)))
     assert (gone.pack_name, gone.state) == ("bundled", "retired")
-    assert told[-1] == (18, 18)
+    assert told == [(4, 18), (8, 18), (12, 18), (16, 18), (18, 18), (18, 18)]
     store = Store.open(Location.of(tmp_path))
     with store.reading() as view:
         kept = select(func.count()).select_from(EmbeddingRow)
