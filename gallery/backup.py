@@ -27,6 +27,7 @@ from sqlalchemy import Connection, func, select
 from facerec.errors import GalleryError, StoreCorrupt
 from gallery import indexfile, sqlite
 from gallery.folder import permit_creation
+from gallery.interruptible import run_with_ticks
 from gallery.location import Location
 from gallery.records import ReadTransaction
 from gallery.schema import SCHEMA_VERSION, CropRow, IdentityRow, TemplateRow
@@ -38,7 +39,6 @@ from gallery.sqlitefiles import (
     leave_wal_mode,
     publish,
     remove_side_files,
-    run_with_ticks,
 )
 from gallery.store import Store
 

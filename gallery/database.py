@@ -11,6 +11,9 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
+COMPACT_BYTES = 256 * 1024 * 1024
+"""Galleries up to this size are rewritten by a removal: larger ones would stand still for it."""
+
 
 class Database(Protocol):
     """An open database. Whatever its methods meet, they raise as an error of our tree."""
@@ -46,10 +49,16 @@ class Database(Protocol):
     def check_structure(self, connection: Connection, *, thorough: bool) -> None:
         """Have the engine look for damage. Raises StoreCorrupt with what it found first."""
 
-    def compact(self) -> None:
+    @property
+    def large(self) -> bool:
+        """Whether it takes more than COMPACT_BYTES."""
+
+    def compact(self, *, now: bool) -> None:
         """Leave no byte of removed rows in the database.
 
-        Raises GalleryError with a sentence where that has to wait, or is not in our power.
+        A large one is only rewritten ``now``, which takes as long as it is large; otherwise its
+        removed rows are overwritten as far as that goes without. Raises GalleryError with a
+        sentence where compaction has to wait, or is not in our power.
         """
 
     def close(self) -> None:

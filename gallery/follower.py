@@ -185,7 +185,8 @@ class MilvusIndex:
     def _bring_up(self, view: ReadTransaction) -> None:
         """To the view's revision, or start anew. Of all processes, one at a time is here."""
         mark = self._collection.mark()
-        if mark is None or not 0 < mark.revision <= view.revision():
+        current = mark is not None and 0 < mark.revision <= view.revision()
+        if mark is None or not current or not view.remembers(mark.revision):
             self._collection.create()
             mark = Mark(view.revision(), 0)
             self._collection.set_mark(mark)

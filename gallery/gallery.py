@@ -397,10 +397,18 @@ class Gallery:
         problem = self._store.compact()
         return Removal(person, 1, problem is None, problem)
 
-    def compact(self) -> str | None:
-        """Try again what a removal had to put off. Returns a sentence if it still has to wait."""
+    def compact(self, *, now: bool = False) -> str | None:
+        """Try again what a removal had to put off. Returns a sentence if it still has to wait.
+
+        now: though the database is large, and rewriting it takes minutes.
+        """
         self._require_open()
-        return self._store.compact()
+        return self._store.compact(now=now)
+
+    @property
+    def compaction_due(self) -> bool:
+        """Whether bytes of removed rows may be left in the database."""
+        return self._store.meta().vacuum_due
 
     def check(self) -> None:
         """Walk the whole database, and compare the index with it.

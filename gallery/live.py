@@ -230,7 +230,8 @@ class LiveIndex:
         revision, since = view.revision(), self._state.revision
         if revision == since:
             return
-        if not 0 < since <= revision:  # nothing yet, or what we have cannot be relied on
+        # Nothing yet, or what we have cannot be relied on, or lacks removals of long ago.
+        if not 0 < since <= revision or not view.remembers(since):
             self._read_all(view, revision)
             return
         removed, changes = self._changes(view, since)
@@ -282,7 +283,8 @@ class LiveIndex:
                 self._write(writer, state.revision, rows, quickly)
                 with self._store.writing() as view:
                     # Under the write lock nobody can remove a person between check and rename.
-                    if len(view.removed_since(state.revision)):
+                    behind = not view.remembers(state.revision)
+                    if behind or len(view.removed_since(state.revision)):
                         return
                     file = writer.publish()
             if self._options.factory is None:
@@ -338,6 +340,8 @@ class LiveIndex:
     def _go_on_with(self, people: PeopleIndex, revision: int, locked: bool) -> None:
         """Use what was just made, instead of what it was made from."""
         with nullcontext() if locked else self._one_update, self._store.reading() as view:
+            if not view.remembers(revision):
+                return
             removed, changes = self._changes(view, revision)
             people.remove(removed)
             for batch in changes:

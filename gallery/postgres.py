@@ -23,6 +23,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from facerec.errors import ConfigError, GalleryError, StoreCorrupt
+from gallery.database import COMPACT_BYTES
 from gallery.location import Location
 from gallery.schema import Base, MetaRow
 
@@ -31,8 +32,6 @@ LOCK_TIMEOUT_S = 30.0
 """How long a write waits for another process to finish its own."""
 COMPACT_TIMEOUT_S = 5.0
 """How long a compaction waits for readers; it can always be done later."""
-COMPACT_BYTES = 256 * 1024 * 1024
-"""Galleries up to this size are rewritten by a removal: larger ones would stand still for it."""
 
 _GRACE_S = 2.0
 """How much longer than the server's own time-out this side waits."""
@@ -142,7 +141,12 @@ class PostgresDatabase:
                     name = table.name
                     connection.exec_driver_sql(f"SELECT count({name}::text) FROM {name}").one()
 
-    def compact(self) -> None:
+    @property
+    def large(self) -> bool:
+        with self.glancing() as connection:
+            return bool(connection.exec_driver_sql(_SIZE_AND_OWNER).one()[0] > COMPACT_BYTES)
+
+    def compact(self, *, now: bool) -> None:
         """Rewrite the tables, where that takes a moment; else only free the rows' space.
 
         What the server keeps beside its tables (its write-ahead log, standbys, backups) is
@@ -153,14 +157,14 @@ class PostgresDatabase:
             if not owned:
                 raise GalleryError(f"{self.name}: only the owner of the tables may compact them")
             with _patient(connection):
-                if size <= COMPACT_BYTES:
+                if now or size <= COMPACT_BYTES:
                     self._rewrite(connection)
                     return
                 connection.exec_driver_sql(f"VACUUM {_TABLES}")
         raise GalleryError(
             f"{self.name}: the space of removed rows is free and no query finds them, but their "
             f"bytes stay until it is used again. A gallery of {size / 2**20:,.0f} MB is not "
-            "rewritten at every removal; in a quiet hour run VACUUM FULL in its database"
+            "rewritten at every removal; in a quiet hour run 'facerec compact'"
         )
 
     def _rewrite(self, connection: Connection) -> None:

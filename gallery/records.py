@@ -49,6 +49,8 @@ IdArray = NDArray[np.int64]
 
 READ_BATCH = 4096
 """Vectors read from the database at a time."""
+REMOVALS_KEPT = 100_000
+"""Removed templates whose ids are kept, for indexes that have yet to leave them out."""
 _SQL_BATCH = 250  # below the oldest limit on variables of a statement, 999
 
 
@@ -149,8 +151,15 @@ class ReadTransaction:
         query = select(CropRow.jpeg).where(CropRow.template_id == template_id)
         return self.connection.execute(query).scalar()
 
+    def remembers(self, revision: int) -> bool:
+        """Whether :meth:`removed_since` knows all: the oldest removals are forgotten."""
+        return bool(self.connection.execute(select(MetaRow.removals_from)).scalar_one() <= revision)
+
     def removed_since(self, revision: int) -> IdArray:
-        """(n,) int64 ids of the templates removed by writes after ``revision``."""
+        """(n,) int64 ids of the templates removed by writes after ``revision``.
+
+        Not all of them where that is longer ago than it :meth:`remembers`.
+        """
         query = select(RemovalRow.template_id).where(RemovalRow.revision > revision)
         return np.array(self.connection.execute(query).scalars().all(), dtype=np.int64)
 
@@ -357,6 +366,17 @@ class WriteTransaction(ReadTransaction):
             rows = [{"template_id": i, "revision": revision} for i in some]
             self.connection.execute(insert(RemovalRow), rows)
             self.connection.execute(delete(TemplateRow).where(TemplateRow.id.in_(some)))
+        self._forget_old_removals()
+
+    def _forget_old_removals(self) -> None:
+        """Keep the newer half of too many. An index that was older than the rest is read anew."""
+        count = self.connection.execute(select(func.count()).select_from(RemovalRow)).scalar_one()
+        if count <= REMOVALS_KEPT:
+            return
+        newest = select(RemovalRow.revision).order_by(RemovalRow.revision.desc())
+        last = self.connection.execute(newest.offset(REMOVALS_KEPT // 2).limit(1)).scalar_one()
+        self.connection.execute(delete(RemovalRow).where(RemovalRow.revision <= last))
+        self.connection.execute(update(MetaRow).values(removals_from=last))
 
     def remove_identity(self, person_id: int) -> int:
         """Remove a person and their templates; returns how many these were."""

@@ -21,6 +21,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from facerec.errors import GalleryError, StoreCorrupt
+from gallery.database import COMPACT_BYTES
+from gallery.interruptible import run_with_ticks
 from gallery.schema import Base
 from gallery.scratch import sweep
 
@@ -122,8 +124,21 @@ class SqliteDatabase:
         if thorough or self.db.stat().st_size <= QUICK_CHECK_BYTES:
             check_structure(connection, self.db, thorough=thorough)
 
-    def compact(self) -> None:
-        compact(self._engine, self.db)
+    @property
+    def large(self) -> bool:
+        with suppress(OSError):
+            return self.db.stat().st_size > COMPACT_BYTES
+        return False
+
+    def compact(self, *, now: bool) -> None:
+        rewrite = now or not self.large
+        compact(self._engine, self.db, rewrite=rewrite)
+        if not rewrite:
+            raise GalleryError(
+                f"{self.db}: what was removed is overwritten with zeros, but fragments of it may "
+                f"be left. A database of {self.db.stat().st_size / 1e6:,.0f} MB is not rewritten "
+                "at every removal; in a quiet hour run 'facerec compact'"
+            )
 
     def close(self) -> None:
         self._engine.dispose()
@@ -270,16 +285,19 @@ def check_references(connection: Connection, db: Path) -> None:
         raise StoreCorrupt(f"{db}: a row of {row[0]} refers to nothing in {row[2]}. {_RESTORE}")
 
 
-def compact(engine: Engine, db: Path) -> None:
-    """Rewrite the file without its free space, and empty the log beside it.
+def compact(engine: Engine, db: Path, *, rewrite: bool) -> None:
+    """Rewrite the file without its free space, if ``rewrite``, and empty the log beside it.
 
+    Without that, bytes of removed rows stay here and there: SQLite overwrites a row that is
+    removed (secure_delete), but not the copies of it that moving rows between pages left.
     Raises GalleryError where another process is in the way, or the disk too full: the
     database then holds the same rows as before.
     """
     with translated(db), engine.connect() as connection:
         connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(COMPACT_TIMEOUT_S * 1e3)}")
         try:
-            connection.exec_driver_sql("VACUUM")
+            if rewrite:
+                run_with_ticks(connection, lambda raw: raw.execute("VACUUM"), lambda: None)
             emptied = _empty_log(connection)
         finally:
             connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(BUSY_TIMEOUT_S * 1e3)}")

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
-
-from sqlalchemy import Connection
 
 from facerec.errors import GalleryError, StoreCorrupt
 from gallery import sqlite
+from gallery.interruptible import run_with_ticks
 
 Tick = Callable[[int, int], object]
 """Called with how many bytes of how many are done; what it raises stops the work."""
 
-_LOOK_S = 0.1
 _ALONE_TIMEOUT_S = 5.0
 SIDE_FILES = ("-wal", "-shm", "-journal")
 """What SQLite may keep beside a database."""
@@ -62,35 +58,6 @@ def _vacuum_into(raw: sqlite3.Connection, target: Path) -> None:
                 f"({exc}). The gallery is unchanged."
             ) from exc
         raise
-
-
-def run_with_ticks(
-    connection: Connection, work: Callable[[Any], object], tick: Callable[[], object]
-) -> None:
-    """Run ``work`` on the driver's connection in a thread, and ``tick`` ten times a second here.
-
-    What is raised here, Ctrl-C too, interrupts SQLite. Otherwise a statement of minutes
-    could be neither watched nor stopped.
-    """
-    raw = connection.connection.driver_connection
-    assert isinstance(raw, sqlite3.Connection)
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(work, raw)
-        try:
-            while not wait([done], timeout=_LOOK_S).done:
-                tick()
-        except BaseException:
-            _stop(raw, done)
-            raise
-        done.result()
-
-
-def _stop(raw: sqlite3.Connection, done: Future[object]) -> None:
-    """Interrupt until it has stopped: an interrupt before a statement begins is forgotten."""
-    while not done.done():
-        raw.interrupt()
-        with suppress(KeyboardInterrupt):
-            wait([done], timeout=_LOOK_S)
 
 
 @contextmanager

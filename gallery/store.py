@@ -131,7 +131,8 @@ class Store:
             database.close()
             raise
         store = Store(location, database, meta)
-        if meta.vacuum_due and not store.read_only and (problem := store.compact()):
+        overdue = meta.vacuum_due and not store.read_only and not database.large
+        if overdue and (problem := store.compact()):
             _log.warning("%s: removed rows are not compacted yet: %s", store.name, problem)
         return store
 
@@ -204,11 +205,14 @@ class Store:
             )
         return int(row.revision)
 
-    def compact(self) -> str | None:
-        """Leave no byte of removed rows in the file. Returns a sentence where it could not."""
+    def compact(self, *, now: bool = False) -> str | None:
+        """Leave no byte of removed rows in the file. Returns a sentence where it could not.
+
+        A large database is only rewritten ``now``: see :class:`gallery.database.Database`.
+        """
         try:
             with self._one_writer:
-                self.database.compact()
+                self.database.compact(now=now)
                 with self.database.changing() as connection:
                     connection.execute(update(MetaRow).values(vacuum_due=False))
         except StoreCorrupt:

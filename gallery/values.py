@@ -90,7 +90,9 @@ class Removal:
 
     identity: as it was before. templates: how many went. vacuumed: the database file
     was compacted, so that not a byte of them is left in it. problem: where vacuumed is
-    False, a sentence on why; compaction is tried again at the next removal, close or open.
+    False, a sentence on why; compaction is tried again at the next removal or opening, but of
+    a large database (more than gallery.database.COMPACT_BYTES), which waits for
+    :meth:`gallery.Gallery.compact` with ``now``.
     """
 
     identity: Identity

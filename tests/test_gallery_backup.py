@@ -110,7 +110,7 @@ def test_who_was_removed_is_not_in_a_backup(tmp_path: Path) -> None:
     with open_gallery(tmp_path / "g") as gallery:
         fill(gallery, 3)
         gallery.enroll("Rumpelstiltskin", [template(vector, "r", crop)])
-        gallery._store.compact = lambda: "not now"  # type: ignore[method-assign]
+        gallery._store.compact = lambda now=False: "not now"  # type: ignore[method-assign]
         gallery.remove("Rumpelstiltskin")
         back_up(tmp_path / "g", tmp_path / "b")
     data = (tmp_path / "b").read_bytes()

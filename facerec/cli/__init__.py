@@ -45,6 +45,7 @@ app.command()(retrain.retrain)
 app.command()(reembed.reembed)
 app.command()(backup.backup)
 app.command()(backup.restore)
+app.command()(backup.compact)
 app.command()(care.doctor)
 app.command()(care.demo)
 

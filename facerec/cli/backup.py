@@ -14,9 +14,11 @@ from facerec.cli.common import (
     JsonOption,
     PackOption,
     Progress,
+    open_gallery,
     say,
     settings_for,
 )
+from facerec.errors import GalleryError
 
 
 def backup(
@@ -76,3 +78,24 @@ def restore(
         f"{settings.gallery} is as of {made.created_at}: {made.identities} identities with "
         f"{made.templates} views.",
     )
+
+
+def compact(
+    gallery: GalleryOption = None,
+    pack: PackOption = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Rewrite the gallery's database, so that no byte of removed people is left in it.
+
+    A removal does that itself in a database of up to 256 MB. In a larger one it overwrites what
+    it removes, but fragments may stay until this command has run; it needs room for a second
+    copy, and others can read meanwhile, but not write.
+
+    Example: facerec compact
+    """
+    with open_gallery(gallery, pack, device) as opened:
+        problem = opened.compact(now=True)
+    if problem is not None:
+        raise GalleryError(problem)
+    say(json, {"compacted": True}, "Compacted; nothing is left of what was removed.")

@@ -115,8 +115,16 @@ def _gallery_findings(settings: Settings) -> list[Finding]:
     try:
         with Gallery.open(settings.gallery, create=False) as opened:
             people, templates = opened.count()
+            due = opened.compaction_due
     except FacerecError as exc:
         return [Finding("gallery", "problem", str(exc))]
+    if due:
+        return [
+            Finding(
+                "gallery", "warning", "bytes of removed people may be left in its database",
+                "run 'facerec compact' in a quiet hour",
+            )
+        ]  # fmt: skip
     return [
         Finding("gallery", "ok", f"{people} people, {templates} views, pack {opened.pack_name}")
     ]
