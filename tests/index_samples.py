@@ -21,6 +21,7 @@ from gallery.naming import ANONYMOUS, Naming
 from gallery.photo_work import LookOptions, PhotoWork
 from gallery.schema import IdentityRow, TemplateRow
 from gallery.sources import Sources
+from tests.gallery_engines import place
 
 NAMES = ("Ada", "Bo", "Cy", "Dee", "Eva", "Flo")
 BY_FOLDER = Naming(by_folder=True)
@@ -69,7 +70,7 @@ def make_collection(folder: Path, people: dict[str, RGBImage], each: int) -> lis
 
 def open_for(folder: Path, pipeline: Pipeline) -> Gallery:
     return Gallery.open(
-        folder,
+        place(folder),
         contract=pipeline.contract,
         thresholds=pipeline.thresholds,
         pack_name=pipeline.pack.name,
