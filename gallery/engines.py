@@ -27,12 +27,14 @@ AUTO_INT8 = 100_000
 
 _CHUNK = 1 << 16
 _MOST = 127  # of a signed byte
+_CODED_ABOUT = 0.01
+"""Of the codes of the approximate types, which promise nothing."""
 _HNSW_LINKS = 32
 _HNSW_BUILD = 80
 _HNSW_SEARCH = 128
 _CUDA_MOST = 2048
 """Neighbours that FAISS can return from a device."""
-_IVF_PROBES = 32
+_IVF_PROBES = 64
 _IVF_TRAIN = 64
 """Vectors a list to train with; FAISS advises 39 to 256."""
 
@@ -214,7 +216,11 @@ class CodedEngine:
 
 
 class GraphEngine:
-    """HNSW (Malkov & Yashunin 2018) over int8 codes: approximate, fast, slow to build."""
+    """HNSW (Malkov & Yashunin 2018) over int8 codes: approximate, fast, slow to build.
+
+    By Euclidean distance, which ranks unit vectors as the cosine does, and unlike the inner
+    product does not care that all of them lie in a cone.
+    """
 
     kind: Kind = "hnsw"
     exact = False
@@ -223,13 +229,13 @@ class GraphEngine:
         self.index = index
 
     def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
-        return np.full(len(queries), 2.0)
+        return np.full(len(queries), _CODED_ABOUT)
 
     @classmethod
     def make(cls, vectors: FloatArray) -> GraphEngine:
         faiss = _faiss()
         index = faiss.IndexHNSWSQ(
-            vectors.shape[1], faiss.ScalarQuantizer.QT_8bit, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT
+            vectors.shape[1], faiss.ScalarQuantizer.QT_8bit, _HNSW_LINKS, faiss.METRIC_L2
         )
         index.hnsw.efConstruction = _HNSW_BUILD
         if len(vectors):
@@ -245,12 +251,15 @@ class GraphEngine:
         effort = max(_HNSW_SEARCH, k)
         params = _only(alive, faiss.SearchParametersHNSW, efSearch=effort)
         with _threads_for(len(queries)):
-            similarities, rows = self.index.search(queries, k, params=params)
-        return similarities, rows
+            squares, rows = self.index.search(queries, k, params=params)
+        return _cosines(squares), rows
 
 
 class ListsEngine:
-    """An inverted file of int8 codes: the lists of the nearest centres are searched."""
+    """An inverted file of int8 codes: the lists of the nearest centres are searched.
+
+    By Euclidean distance, as :class:`GraphEngine`.
+    """
 
     kind: Kind = "ivf"
     exact = False
@@ -259,20 +268,19 @@ class ListsEngine:
         self.index = index
 
     def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
-        return np.full(len(queries), 2.0)
+        return np.full(len(queries), _CODED_ABOUT)
 
     @classmethod
     def make(cls, vectors: FloatArray) -> ListsEngine:
         faiss = _faiss()
         dim = vectors.shape[1]
         lists = max(1, min(len(vectors) // 39, int(4 * len(vectors) ** 0.5)))
-        centres = faiss.IndexFlatIP(dim)
+        centres = faiss.IndexFlatL2(dim)
         index = faiss.IndexIVFScalarQuantizer(
-            centres, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+            centres, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2
         )
         index.own_fields = True
         centres.this.disown()
-        index.cp.spherical = True  # centres of unit length: the nearest by angle
         index.cp.max_points_per_centroid = _IVF_TRAIN
         if len(vectors):
             index.train(_sample(vectors, _IVF_TRAIN * lists))
@@ -287,8 +295,8 @@ class ListsEngine:
         probes = min(_IVF_PROBES, self.index.nlist)
         with _threads_for(len(queries)):
             params = _only(alive, faiss.SearchParametersIVF, nprobe=probes)
-            similarities, rows = self.index.search(queries, k, params=params)
-        return similarities, rows
+            squares, rows = self.index.search(queries, k, params=params)
+        return _cosines(squares), rows
 
 
 class CudaEngine:
@@ -326,6 +334,11 @@ class CudaEngine:
             similarities = np.take_along_axis(similarities, order, axis=1)
             rows = np.take_along_axis(rows, order, axis=1)
         return similarities, rows
+
+
+def _cosines(squares: FloatArray) -> FloatArray:
+    """Of unit vectors, from their squared distances; -inf where there is none."""
+    return np.where(np.isfinite(squares) & (squares < 1e30), 1 - squares / 2, -np.inf)
 
 
 def require_cuda() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from facerec.errors import FacerecError, GalleryError
+from facerec.errors import ContractMismatch, FacerecError, GalleryError
 from facerec.types import EmbeddingContract, FloatArray
 from gallery import indexfile
 from gallery.engines import CudaEngine, Engine, FlatEngine, choose_kind, make_engine, require_cuda
@@ -39,6 +39,8 @@ _CHEAP = 20_000
 it has changed: reading a few changes from the store is faster than writing gigabytes. A larger
 one's is renewed by a thread of its own."""
 _PIECE = 1 << 15
+_SLOW = ("hnsw", "ivf")
+"""Types that take minutes to build: by the thread, or by :meth:`LiveIndex.rebuild`."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ class LiveIndex:
             usable = file is not None and self._is_of_this_past(file.header, view.revision())
             if file is not None and usable:
                 self._state = State(self._of_file(file), file.header.revision)
-                self._saved_revision = file.header.revision
+                if self._engine_is_kept(file):
+                    self._saved_revision = file.header.revision
             self._catch_up(view)
             if len(self._state.people) != view.count_vectors(named=self._named):
                 usable, self._state.revision = False, _UNKNOWN
@@ -215,6 +218,14 @@ class LiveIndex:
         if kind in ("float16", "int8"):
             return make_engine(kind, file.vectors)
         return FlatEngine(file.vectors)
+
+    def _engine_is_kept(self, file: indexfile.IndexFile) -> bool:
+        """Whether the next opening will find the engine that it wants, ready made."""
+        kind = choose_kind(self._options.kind, len(file.ids))
+        others = self._options.factory is not None or self._options.device == "cuda"
+        if others or kind in _SLOW:  # which closing a gallery would not wait for either
+            return True
+        return file.engine is not None and file.engine.kind == kind
 
     def _is_of_this_past(self, header: indexfile.Header, revision: int) -> bool:
         return (
@@ -290,7 +301,7 @@ class LiveIndex:
             if self._options.factory is None:
                 self._go_on_with(self._of_file(file), state.revision, locked)
             self._saved_revision, self._unsaved = state.revision, 0
-        except _Stopped:
+        except (_Stopped, ContractMismatch):  # closing, or moved to another model meanwhile
             return
         except (OSError, GalleryError) as exc:
             if must:
@@ -325,9 +336,8 @@ class LiveIndex:
         )
         engine: Engine | None = None
         kind = choose_kind(self._options.kind, len(rows))
-        slow = kind in ("hnsw", "ivf")
         wanted = self._options.factory is None and self._options.device == "cpu"
-        if wanted and kind != "flat" and len(rows) and not (quickly and slow):
+        if wanted and kind != "flat" and len(rows) and not (quickly and kind in _SLOW):
             engine = make_engine(kind, rows)  # type: ignore[arg-type]
         writer.write(header, rows.ids, rows.owners, self._pieces(rows), engine)
 

@@ -6,6 +6,7 @@ the core, numpy, and this package's index.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,7 +106,7 @@ class PeopleIndex:
         """
         found: list[list[Hit]] = [[] for _ in probes]
         tolerances = self._index.tolerances(probes)
-        coarse = bool((tolerances > _COARSE).any())
+        coarse = self._index.exact and bool((tolerances > _COARSE).any())
         width = max(4 * k, _FIRST_WIDTH_COARSE if coarse else _FIRST_WIDTH)
         width = min(len(self), width)
         pending: NDArray[np.intp] = np.arange(len(probes) if width else 0)
@@ -115,9 +116,8 @@ class PeopleIndex:
             for start in range(0, len(pending), step):
                 block = pending[start : start + step]
                 similarities, ids = self._index.search(probes[block], width)
-                floors = similarities[:, -1] + tolerances[block]
-                for probe, floor, row in zip(block, floors, ids, strict=True):
-                    hits = self._best_people(probes[probe], float(floor), row)
+                for probe, similar, row in zip(block, similarities, ids, strict=True):
+                    hits = self._best_people(probes[probe], similar, row, tolerances[probe], k)
                     if len(hits) < k and width < len(self) and row[-1] >= 0:
                         undecided.append(probe)
                     else:
@@ -126,17 +126,33 @@ class PeopleIndex:
             width = min(len(self), 4 * width)
         return found
 
-    def _best_people(self, probe: FloatArray, floor: float, ids: IdArray) -> list[Hit]:
+    def _best_people(
+        self, probe: FloatArray, similar: FloatArray, ids: IdArray, tolerance: float, k: int
+    ) -> list[Hit]:
         """The people among the nearest templates ``ids`` whose rank is certain.
 
-        Whatever the index left out scores at most ``floor``; so people above that are in
-        their final order, and none is missing between them.
+        similar: what the index says of each, within ``tolerance``. Whatever it left out scores
+        at most the last of them and the tolerance; so people above that are in their final
+        order, and none is missing between them.
         """
-        ids = ids[ids >= 0]
-        scores = cosine(self._index.vectors(ids), probe)
+        floor = -math.inf
         if len(ids) < len(self) and self._index.exact:
-            certain = scores > floor
-            scores, ids = scores[certain], ids[certain]
+            floor = float(similar[-1]) + tolerance
+        ids = ids[ids >= 0]
+        hits, enough = self._scored(probe, ids[: 4 * k + _FIRST_WIDTH], floor), -math.inf
+        if len(hits) >= k:
+            enough = hits[k - 1].similarity
+        # Of the others, those that cannot reach the k-th person need no exact score.
+        more = int(np.searchsorted(-similar[: len(ids)], tolerance - enough, side="right"))
+        if more > 4 * k + _FIRST_WIDTH:
+            hits = self._scored(probe, ids[:more], floor)
+        return hits
+
+    def _scored(self, probe: FloatArray, ids: IdArray, floor: float) -> list[Hit]:
+        """The owners of ``ids``, each by their best template above ``floor``, best first."""
+        scores = cosine(self._index.vectors(ids), probe)
+        above = scores > floor
+        scores, ids = scores[above], ids[above]
         order = np.lexsort((ids, -scores))
         scores, ids = scores[order], ids[order]
         owners = self._owners[np.searchsorted(self._ids, ids)]
