@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.gallery_crashes import (
     assert_sound,
     do_and_die,
     expected,
+    index_it,
     open_it,
     perform,
     read_people,
@@ -48,6 +50,13 @@ class Child:
 
     def wait_until_ready(self) -> None:
         assert self._said.recv_bytes() == b"ready"
+
+    def hear(self, lines: int) -> list[bytes]:
+        """The next lines that it says; fewer where it is done before."""
+        said: list[bytes] = []
+        while len(said) < lines and b"done" not in said:
+            said.append(self._said.recv_bytes())
+        return said
 
     def kill(self, after_steps: int, and_s: float) -> list[bytes]:
         """Kill it some time after so many steps were acknowledged; all that it had said."""
@@ -159,6 +168,74 @@ def test_forty_kills_at_random_lose_nothing(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(100, 105))
 def test_hundreds_of_kills_at_random_lose_nothing(tmp_path: Path, seed: int) -> None:
     torment(tmp_path, seed, 200)
+
+
+# Batches
+
+
+def folders_of_photos(folder: Path) -> People:
+    """What a gallery of them should hold."""
+    return {
+        person.name: {int(photo.stem): True for photo in person.iterdir()}
+        for person in folder.iterdir()
+    }
+
+
+def change_photos(folder: Path, rng: random.Random) -> None:
+    """Add some and remove some."""
+    for _ in range(12):
+        person = folder / f"person {rng.randrange(6)}"
+        person.mkdir(parents=True, exist_ok=True)
+        seed = rng.getrandbits(40)
+        (person / f"{seed}.jpg").write_text(str(seed))
+    there = sorted(folder.rglob("*.jpg"))
+    for photo in rng.sample(there, min(3, len(there) // 4)):
+        photo.unlink()
+
+
+@pytest.mark.parametrize("indexers", [1, 2])
+def test_killed_runs_of_the_indexer_lose_and_double_nothing(tmp_path: Path, indexers: int) -> None:
+    """One at a time, or two at once; photos come and go between the runs."""
+    rng = random.Random(indexers)
+    folder, photos = tmp_path / "people", tmp_path / "photos"
+    cut_short = 0
+    ever: set[int] = set()
+    for _ in range(24 // indexers):
+        change_photos(photos, rng)
+        before = read_people(folder / DB_NAME) if folder.exists() else {}
+        children = [Child(index_it, folder, photos) for _ in range(indexers)]
+        for child in children:
+            child.wait_until_ready()
+        heard = [child.hear(rng.randrange(12)) for child in children]
+        time.sleep(rng.uniform(0, 0.05))
+        said = [early + child.kill(0, 0) for early, child in zip(heard, children, strict=True)]
+        if not (folder / DB_NAME).exists():
+            folder.mkdir(exist_ok=True)
+        found = assert_sound(folder, set())
+        wanted = folders_of_photos(photos)
+        cut_short += found != wanted
+        ever |= {seed for seeds in found.values() for seed in seeds}
+        for name, seeds in found.items():
+            assert set(seeds) <= set(wanted.get(name, {})) | set(before.get(name, {}))
+        if indexers == 1:
+            new = sum(len(set(seeds) - set(before.get(n, {}))) for n, seeds in found.items())
+            reported = [int(line) for line in said[0] if line != b"done"]
+            assert new >= max(reported, default=0)
+    child = Child(index_it, folder, photos)
+    child.wait_until_ready()
+    assert child.hear(10_000)[-1] == b"done"
+    child.kill(0, 0)
+    assert len(ever) > 50 and (cut_short > 0 or indexers > 1)
+    wanted = folders_of_photos(photos)
+    gone = ever - {seed for seeds in wanted.values() for seed in seeds}
+    assert {n: s for n, s in assert_sound(folder, gone).items() if s} == wanted
+    with sqlite3.connect(folder / DB_NAME) as opened:
+        counts = [
+            opened.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("files", "photos", "templates")
+        ]
+    opened.close()
+    assert counts == [len(list(photos.rglob("*.jpg")))] * 3
 
 
 # Every place of one task
