@@ -191,7 +191,7 @@ def draw_queue(points: dict[tuple[int, bool], list[Result]]) -> Any | None:
             axis.plot(range(len(sizes)), means, color=colour, lw=2, label=name)
         axis.set_xticks(range(len(sizes)), [f"{s:,}" for s in sizes])
         axis.set(xlabel="queue size", ylabel=label)
-    axes[0, 0].legend(fontsize=8)
+    axes[0, 0].legend(fontsize=8, loc="lower left")
     return figure
 
 
@@ -236,11 +236,11 @@ def draw_finetune(paths: dict[str, list[dict[str, Any]]]) -> Any | None:
             lw=1.6,
         )
     first = next(iter(paths.values()))
-    for p, left, below in zip(first, x, y, strict=False):
+    for p in first:
         if p["alpha"] in (0.0, 0.5, 1.0):
             axis.annotate(
                 f"alpha {p['alpha']:g}",
-                (left, below),
+                (100 * p["lfw"]["accuracy"], 100 * p["test"]["tar"][FAR]),
                 xytext=(5, -11),
                 textcoords="offset points",
                 fontsize=8,
