@@ -121,6 +121,7 @@ def _search_index(vectors: FloatArray, exact_up_to: int) -> Any:
     import faiss
 
     n, dim = vectors.shape
+    index: Any
     if n <= exact_up_to:
         index = faiss.IndexFlatIP(dim)
     else:
