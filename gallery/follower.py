@@ -24,7 +24,7 @@ from facerec.errors import GalleryError
 from facerec.types import FloatArray
 from gallery.index import IdArray, cosine
 from gallery.lookups import Lookups
-from gallery.milvus import MAX_WIDTH, CollectionGone, Mark, MilvusCollection
+from gallery.milvus import MAX_WIDTH, SETTLED_S, CollectionGone, Mark, MilvusCollection
 from gallery.people import Hit
 from gallery.postgres import PostgresDatabase
 from gallery.records import ReadTransaction, VectorBatch
@@ -97,6 +97,21 @@ class MilvusIndex:
                 if self._state.revision < revision or self._state.revision > self._store.revision():
                     self._follow(revision)
 
+    @property
+    def residue(self) -> str:
+        """What a removal leaves that is not in our power."""
+        return (
+            f"{self._collection.address}: the vectors are deleted in Milvus, and no search finds "
+            "them; their bytes leave its files when it next compacts them, which it does by itself"
+        )
+
+    def require(self) -> None:
+        """Before a change: it would be committed, and then not answered with, if Milvus is away.
+
+        Raises GalleryError where that does not answer; nothing is changed then.
+        """
+        self._collection.ping()
+
     def save_if_due(self) -> None:
         """Milvus saves for itself."""
 
@@ -113,24 +128,25 @@ class MilvusIndex:
 
     def check(self) -> None:
         """Rebuild the collection unless it holds just the store's templates."""
-        self.refresh()
         with self._one_update, self._alone() as mine:
             if not mine:
                 return  # another process is at it
+            mark = self._bring_up(self._store.revision())
             with self._store.reading() as view:
-                self._bring_up(view)
-                total = 0
-                for batch in view.vectors_since(0):
-                    total += len(batch.ids)
-                    if not _equal(batch, self._collection.rows(batch.ids)):
-                        break
-                else:
-                    if total == len(self._collection):
-                        return
+                self._catch_up(view, mark.revision)
+                if self._holds_all_of(view):
+                    return
             _log.warning("%s: the index in Milvus differed; rebuilt", self._store.name)
             self._collection.drop()
-            with self._store.reading() as view:
-                self._bring_up(view)
+            self._bring_up(self._store.revision())
+
+    def _holds_all_of(self, view: ReadTransaction) -> bool:
+        total = 0
+        for batch in view.vectors_since(0):
+            total += len(batch.ids)
+            if not _equal(batch, self._collection.rows(batch.ids)):
+                return False
+        return total == len(self._collection)
 
     def close(self) -> None:
         self._collection.close()
@@ -154,12 +170,13 @@ class MilvusIndex:
     def _follow(self, revision: int) -> None:
         """Return once the collection has all of ``revision``, by whomever."""
         deadline = time.monotonic() + self._timeout_s
-        while not self._has(revision):
+        while True:
             with self._alone() as mine:
                 if mine:
-                    with self._store.reading() as view:
-                        self._bring_up(view)
+                    self._bring_up(revision)
                     break
+            if self._has(revision, self._collection.mark()):
+                break
             if time.monotonic() > deadline:
                 raise GalleryError(
                     f"{self._collection.address}: another process is still filling Milvus with "
@@ -175,24 +192,27 @@ class MilvusIndex:
         with self._database.alone(self._collection.name) as mine:
             yield mine
 
-    def _has(self, revision: int) -> bool:
-        mark = self._collection.mark()
+    def _has(self, revision: int, mark: Mark | None) -> bool:
         if mark is None or not mark.done or mark.revision < revision:
             return False
         # Ahead of what the store ever was: the store went back, and the collection is wrong.
         return mark.revision == revision or mark.revision <= self._store.revision()
 
-    def _bring_up(self, view: ReadTransaction) -> None:
-        """To the view's revision, or start anew. Of all processes, one at a time is here."""
+    def _bring_up(self, revision: int) -> Mark:
+        """To ``revision`` at least, or start anew. Of all processes, one at a time is here."""
         mark = self._collection.mark()
-        current = mark is not None and 0 < mark.revision <= view.revision()
-        if mark is None or not current or not view.remembers(mark.revision):
-            self._collection.create()
-            mark = Mark(view.revision(), 0)
-            self._collection.set_mark(mark)
+        if mark is not None and self._has(revision, mark):
+            return mark
+        with self._store.reading() as view:
+            current = mark is not None and 0 < mark.revision <= view.revision()
+            if mark is None or not current or not view.remembers(mark.revision):
+                self._collection.create()
+                mark = Mark(view.revision(), 0)
+                self._collection.set_mark(mark)
         if not mark.done:
             self._fill(mark)
-        self._catch_up(view, mark.revision)
+        with self._store.reading() as view:
+            return self._catch_up(view, mark.revision)
 
     def _fill(self, mark: Mark) -> None:
         """From where it was left, in the order of ids; what changes meanwhile is caught up with."""
@@ -213,16 +233,16 @@ class MilvusIndex:
         self._collection.settle(now=True)
         self._collection.set_mark(Mark(mark.revision))
 
-    def _catch_up(self, view: ReadTransaction, since: int) -> None:
-        revision = view.revision()
-        if revision == since:
-            return
-        gone = [view.removed_since(since), view.left_since(since, named=True)]
-        self._collection.remove(np.concatenate(gone))
-        for batch in view.vectors_since(since):
-            self._collection.put(batch)
-        self._collection.settle()
-        self._collection.set_mark(Mark(revision))
+    def _catch_up(self, view: ReadTransaction, since: int) -> Mark:
+        mark = Mark(view.revision())
+        if mark.revision != since:
+            gone = [view.removed_since(since), view.left_since(since, named=True)]
+            self._collection.remove(np.concatenate(gone))
+            for batch in view.vectors_since(since):
+                self._collection.put(batch)
+            self._collection.settle()
+            self._collection.set_mark(mark)
+        return mark
 
 
 class MilvusPeople:
@@ -231,8 +251,14 @@ class MilvusPeople:
     def __init__(self, owner: MilvusIndex, collection: MilvusCollection, people: int) -> None:
         self._owner = owner
         self._collection = collection
+        self._made_at = time.monotonic()
         self.people = people
         """With at least one template."""
+
+    @property
+    def _strong(self) -> bool:
+        """Whether the last change, which was seen before this was made, may yet be missed."""
+        return time.monotonic() - self._made_at < SETTLED_S
 
     def best_of(self, identity_id: int, probe: FloatArray) -> Hit | None:
         """The person's template most similar to a (d,) probe; None if they have none."""
@@ -253,7 +279,7 @@ class MilvusPeople:
         pending: NDArray[np.intp] = np.arange(len(probes))
         while len(pending):
             undecided = []
-            rows = self._collection.search(probes[pending], width)
+            rows = self._collection.search(probes[pending], width, strong=self._strong)
             stored = self._stored(rows)
             for probe, (ids, similarities) in zip(pending, rows, strict=True):
                 whole = len(ids) < width
@@ -297,7 +323,9 @@ class MilvusPeople:
         """For people with so many templates that they fill a search: ask for the others' then."""
         best: dict[int, Hit] = {}
         while True:
-            [(ids, similarities)] = self._collection.search(probe[None], MAX_WIDTH, list(best))
+            [(ids, similarities)] = self._collection.search(
+                probe[None], MAX_WIDTH, strong=self._strong, without=list(best)
+            )
             with self._owner.lookups() as store:
                 owners = np.unique(store.of_templates(ids.tolist()).owners).tolist()
                 new = {o: hit for o in owners if (hit := _best(store.of_identity(o), probe))}

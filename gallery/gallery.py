@@ -76,6 +76,7 @@ class Gallery:
         self._pack_name = meta.pack_name
         self._thresholds = meta.thresholds
         self._options = options
+        self._milvus: MilvusIndex | None = None
         self._live = self._new_live()
         self._unnamed: LiveIndex | None = None
         self._opening = threading.Lock()
@@ -86,7 +87,8 @@ class Gallery:
             return LiveIndex(self._store, self._contract, self._options, named=True)
         from gallery.follower import MilvusIndex
 
-        return MilvusIndex(self._store, self._options.kind)
+        self._milvus = MilvusIndex(self._store, self._options.kind)
+        return self._milvus
 
     @staticmethod
     def open(
@@ -366,7 +368,7 @@ class Gallery:
             change.remove_identity(gone.id)
             change.set_details(keep.id, metadata_json({**gone.metadata, **keep.metadata}))
             person = change.identity(keep.id)
-        if problem := self._store.compact():
+        if problem := self._compacted():
             _log.warning("%s: removed rows are not compacted yet: %s", self.where, problem)
         return person
 
@@ -381,7 +383,7 @@ class Gallery:
             self.mark_removal(change)
             forget_person(change, person.id, person.name)
             n = change.remove_identity(person.id)
-        problem = self._store.compact()
+        problem = self._compacted()
         return Removal(person, n, problem is None, problem)
 
     def remove_template(self, template_id: int) -> Removal:
@@ -394,8 +396,12 @@ class Gallery:
             person = change.identity(template.identity_id)
             self.mark_removal(change)
             change.remove_templates([template.id])
-        problem = self._store.compact()
+        problem = self._compacted()
         return Removal(person, 1, problem is None, problem)
+
+    def _compacted(self) -> str | None:
+        problem = self._store.compact()
+        return problem or (None if self._milvus is None else self._milvus.residue)
 
     def compact(self, *, now: bool = False) -> str | None:
         """Try again what a removal had to put off. Returns a sentence if it still has to wait.
@@ -456,6 +462,8 @@ class Gallery:
     def writing(self) -> Iterator[WriteTransaction]:
         """A change that is committed, and answered with, when this ends; or that left no trace."""
         self._require_open()
+        if self._milvus is not None:
+            self._milvus.require()
         with self._store.writing() as change:
             yield change
         for live in self._lives():

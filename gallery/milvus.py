@@ -25,6 +25,9 @@ from gallery.records import IdArray, VectorBatch
 
 MAX_WIDTH = 16_384
 """Most neighbours of one search, Milvus' own limit."""
+SETTLED_S = 10.0
+"""After which a write counts in every search: those that are not strong lag by Milvus' own
+``gracefulTime``, 5 s, and no more. A strong one waits for its clock to tick, 0.2 s."""
 
 _BATCH_BYTES = 16 * 1024 * 1024
 """Of vectors in one message; Milvus takes 64 MB."""
@@ -102,6 +105,10 @@ class MilvusCollection:
         self._client.close()
         if self._lite:
             _release_lite(self._lite)
+
+    def ping(self) -> None:
+        """Raises GalleryError where Milvus does not answer."""
+        self._call("has_collection", self.name)
 
     # How far it has come
 
@@ -197,19 +204,21 @@ class MilvusCollection:
     # Looking
 
     def search(
-        self, probes: FloatArray, width: int, without: Sequence[int] = ()
+        self, probes: FloatArray, width: int, *, strong: bool, without: Sequence[int] = ()
     ) -> list[tuple[IdArray, FloatArray]]:
         """For each of (N, d) probes the ``width`` nearest templates, nearest first.
 
-        (m,) ids and (m,) similarities, m < width where there are no more. without: owners
-        whose templates do not count.
+        (m,) ids and (m,) similarities, m < width where there are no more. strong: counting all
+        that was written before the call; else what was SETTLED_S ago, which is faster. without:
+        owners whose templates do not count.
         """
         parameters = dict(_SEARCH.get(self.kind, {}))
         if "ef" in parameters:
             parameters["ef"] = max(parameters["ef"], width)
+        level = "Strong" if strong else "Bounded"
         rows = self._call(
             "search", self.name, data=list(probes), limit=width, anns_field="vector",
-            output_fields=["owner"], partition_names=[_ENTRIES], consistency_level="Strong",
+            output_fields=["owner"], partition_names=[_ENTRIES], consistency_level=level,
             search_params={"metric_type": "IP", "params": parameters},
             filter=f"owner not in {[int(owner) for owner in without]}" if len(without) else "",
         )  # fmt: skip

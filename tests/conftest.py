@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from facerec.packs import find_pack
 from facerec.packs.manifest import Pack
 from facerec.pipeline import Pipeline
 from tests.gallery_engines import (
+    MILVUS,
     PostgresServer,
     milvus_server,
     why_no_milvus_lite,
@@ -26,8 +28,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Tests see neither the environment's settings nor the user's gallery and cache."""
-    import os
-
     for variable in list(os.environ):
         if variable.startswith("FACEREC_"):
             monkeypatch.delenv(variable)
@@ -106,7 +106,11 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def milvus_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a Milvus that several processes can reach: the server that Milvus Lite brings."""
+    """Of a Milvus that several processes can reach: the server that Milvus Lite brings, or the
+    one that the environment names."""
+    if address := os.environ.get(MILVUS):
+        yield address
+        return
     if reason := why_no_milvus_lite():
         pytest.skip(reason)
     with milvus_server(tmp_path_factory.mktemp("milvus") / "vectors") as (address, _):

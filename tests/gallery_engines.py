@@ -32,6 +32,8 @@ ENGINES = ("sqlite", "postgresql", "postgresql+milvus-lite")
 SHARED_ENGINES = ("sqlite", "postgresql", "postgresql+milvus-server")
 """For several processes; the server is Milvus Lite's own."""
 VARIABLE = "TEST_OF_GALLERY_ENGINE"
+MILVUS = "TEST_MILVUS"
+"""Address of a Milvus to run the tests on, instead of Milvus Lite."""
 
 in_folders_only = pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
 """Of a test about files, in a module that has the fixture :func:`engine`."""
@@ -56,7 +58,8 @@ def _settle(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip(reason)
     if name != "sqlite":
         server = request.getfixturevalue("postgres_server")
-        address = request.getfixturevalue("milvus_address") if "server" in name else ""
+        shared = "server" in name or ("milvus" in name and MILVUS in os.environ)
+        address = request.getfixturevalue("milvus_address") if shared else ""
         monkeypatch.setenv(VARIABLE, json.dumps([name, str(server.folder), address]))
     return name
 
