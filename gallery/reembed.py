@@ -321,7 +321,9 @@ def _put(change: WriteTransaction, target: int, result: Embedded) -> int:
 def _erase_indexes(store: Store) -> None:
     """Under the write lock: no index of the old vectors may be taken for one of the new."""
     folder = store.location.folder
-    for named in (True, False) if folder is not None else ():
+    if folder is None:
+        return
+    for named in (True, False):
         path = folder / indexfile.name_of(named)
         try:
             indexfile.erase(path)

@@ -7,14 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sqlalchemy import func, select, update
 
-from facerec.alignment import align, loose_crop
 from facerec.errors import ContractMismatch, GalleryError
 from facerec.image import load_image, to_jpeg
 from facerec.packs.manifest import Pack
@@ -27,23 +25,16 @@ from gallery.schema import EmbeddingRow
 from gallery.store import Store
 from gallery.stored_faces import Reembedder, same_detector
 from tests.gallery_samples import sha
+from tests.reembed_samples import (  # noqa: F401
+    Views,
+    embed_crops,
+    faces_fixture,
+    other_fixture,
+    other_pack_fixture,
+    views_fixture,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def other_pack(tmp_path_factory: pytest.TempPathFactory, bundled_pack: Pack) -> Pack:
-    """The bundled models without the mirror image: another contract."""
-    folder = tmp_path_factory.mktemp("packs") / "unflipped"
-    shutil.copytree(bundled_pack.folder, folder)
-    text = (folder / "pack.toml").read_text().replace("flip = true", "flip = false")
-    (folder / "pack.toml").write_text(text.replace('name = "bundled"', 'name = "unflipped"'))
-    return Pack.load(folder)
-
-
-@pytest.fixture(scope="module")
-def other(other_pack: Pack) -> Pipeline:
-    return Pipeline.load(other_pack, device="cpu", threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -54,49 +45,6 @@ def third(tmp_path_factory: pytest.TempPathFactory, bundled_pack: Pack) -> Pipel
     text = (folder / "pack.toml").read_text().replace('name = "bundled"', 'name = "third"')
     (folder / "pack.toml").write_text(text.replace('colour = "RGB"', 'colour = "BGR"'))
     return Pipeline.load(Pack.load(folder), device="cpu", threads=2)
-
-
-@pytest.fixture(scope="module")
-def faces(pipeline: Pipeline, group_photo: np.ndarray) -> tuple[Face, ...]:
-    """The six of the group photo, left to right."""
-    return tuple(sorted(pipeline.extract([group_photo])[0], key=lambda face: face.box_xyxy[0]))
-
-
-Views = Callable[[int, int], list[NewTemplate]]
-
-
-@pytest.fixture(scope="module")
-def views(pipeline: Pipeline, group_photo: np.ndarray, faces: tuple[Face, ...]) -> Views:
-    """(who, count) -> as many templates of one of the six, each of another crop, with it."""
-
-    def make(who: int, count: int) -> list[NewTemplate]:
-        rng = np.random.default_rng(who)
-        crop, landmarks = loose_crop(group_photo, faces[who].box_xyxy, faces[who].landmarks)
-        jpegs = [
-            to_jpeg(
-                np.clip(crop * rng.uniform(0.8, 1.1) + rng.normal(0, 3, crop.shape), 0, 255).astype(
-                    np.uint8
-                )
-            )
-            for _ in range(count)
-        ]
-        rows = embed_crops(pipeline, jpegs, landmarks)
-        return [
-            NewTemplate(row, f"{who}-{i}.jpg", sha(f"{who}-{i}"), 0.9, jpeg, landmarks)
-            for i, (row, jpeg) in enumerate(zip(rows, jpegs, strict=True))
-        ]
-
-    return make
-
-
-def embed_crops(pipeline: Pipeline, jpegs: list[bytes], landmarks: FloatArray) -> FloatArray:
-    """What re-embedding has to come to, by the core alone: (n, d)."""
-    contract = pipeline.contract
-    chips = [
-        align(load_image(jpeg), landmarks[None], contract.template, contract.input_size)
-        for jpeg in jpegs
-    ]
-    return pipeline.embedder.embed(np.concatenate(chips))
 
 
 def opened(folder: Path, pipeline: Pipeline) -> Gallery:
