@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,8 @@ class Gallery:
         self._contract = meta.contract
         self._pack_name = meta.pack_name
         self._thresholds = meta.thresholds
+        if options.kind is None:
+            options = replace(options, kind=meta.index_kind)
         self._options = options
         self._milvus: MilvusIndex | None = None
         self._live = self._new_live()
@@ -87,7 +90,7 @@ class Gallery:
             return LiveIndex(self._store, self._contract, self._options, named=True)
         from gallery.follower import MilvusIndex
 
-        self._milvus = MilvusIndex(self._store, self._options.kind)
+        self._milvus = MilvusIndex(self._store, self._options.kind or "auto")
         return self._milvus
 
     @staticmethod
@@ -98,7 +101,7 @@ class Gallery:
         thresholds: ThresholdTable | None = None,
         pack_name: str | None = None,
         create: bool = True,
-        index: str = "auto",
+        index: str | None = None,
         device: str = "cpu",
         index_factory: IndexFactory | None = None,
     ) -> Gallery:
@@ -109,8 +112,9 @@ class Gallery:
         contract: of the embeddings it shall hold; needed to make one, and checked
         against an existing one (None: take it as it is). thresholds, pack_name: of the
         pack in use; an existing gallery of the same contract takes them over. index: type of
-        the vector index, "auto" or one of :data:`gallery.engines.KINDS`; device: "cpu", or
-        "cuda" to search on a GPU. index_factory: an index of one's own, in memory.
+        the vector index, "auto" or one of :data:`gallery.engines.KINDS`, for as long as it is
+        open (None: see :meth:`rebuild_index`); device: "cpu", or "cuda" to search on a
+        GPU. index_factory: an index of one's own, in memory.
 
         Raises ConfigError for an index type that is not known; ContractMismatch for a gallery of
         another contract; StoreCorrupt for a damaged database, with nothing written; GalleryError
@@ -426,12 +430,22 @@ class Gallery:
         for live in self._lives():
             live.check()
 
-    def rebuild_index(self) -> None:
-        """Write the index on disk anew, of the type that the gallery was opened with.
+    def rebuild_index(self, kind: str | None = None) -> None:
+        """Write the index on disk anew; of ``kind`` from now on, whoever opens the gallery.
 
-        Raises GalleryError where it cannot be written.
+        kind: "auto", or one of :data:`gallery.engines.KINDS`; None leaves it as it is. Raises
+        ConfigError for another, GalleryError where it cannot be written.
         """
         self._require_open()
+        if kind is not None:
+            options = replace(self._options, kind=kind)
+            options.check()
+            with self.writing() as change:
+                change.set_meta(index_kind=kind)
+            self._options = options
+            for live in self._lives():
+                if isinstance(live, LiveIndex):  # Milvus takes it up when it is opened next
+                    live.options = options
         for live in self._lives():
             live.rebuild()
 

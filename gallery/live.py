@@ -45,16 +45,19 @@ _SLOW = ("hnsw", "ivf")
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """kind: "auto", or one of gallery.engines.KINDS. device: "cpu" or "cuda"."""
+    """kind: "auto", one of gallery.engines.KINDS, or None for what the gallery says.
 
-    kind: str = "auto"
+    device: "cpu" or "cuda".
+    """
+
+    kind: str | None = None
     device: str = "cpu"
     factory: IndexFactory | None = None
     """Of another index, in memory only."""
 
     def check(self) -> None:
         """Raises ConfigError for a kind that is not known, GalleryError for no CUDA."""
-        choose_kind(self.kind, 0)
+        choose_kind(self.kind or "auto", 0)
         if self.device == "cuda":
             require_cuda()
 
@@ -76,7 +79,7 @@ class LiveIndex:
     ) -> None:
         self._store = store
         self._contract_id = contract.contract_id
-        self._options = options
+        self.options = options
         self._named = named
         folder = store.location.folder
         self._path = None if folder is None else folder / indexfile.name_of(named)
@@ -178,7 +181,7 @@ class LiveIndex:
                 self._renew(quickly=True)
 
     def _empty(self) -> PeopleIndex:
-        new = self._options.factory or TableIndex
+        new = self.options.factory or TableIndex
         return PeopleIndex(new(self._store.dim))
 
     def _start(self) -> None:
@@ -200,7 +203,7 @@ class LiveIndex:
             self._renew(quickly=True)
 
     def _of_file(self, file: indexfile.IndexFile) -> PeopleIndex:
-        if self._options.factory is not None:
+        if self.options.factory is not None:
             people = self._empty()
             people.put(file.ids, file.owners, file.vectors)
             return people
@@ -210,10 +213,10 @@ class LiveIndex:
 
     def _engine_of(self, file: indexfile.IndexFile) -> Engine:
         """The file's engine if it is of the kind wanted; else flat, which needs no building."""
-        kind = choose_kind(self._options.kind, len(file.ids))
-        if self._options.device == "cuda":
+        kind = choose_kind(self.options.kind or "auto", len(file.ids))
+        if self.options.device == "cuda":
             return CudaEngine(file.vectors)
-        if file.engine is not None and file.engine.kind == kind:
+        if file.engine is not None and self._suits(file.engine, kind):
             return file.engine
         if kind in ("float16", "int8"):
             return make_engine(kind, file.vectors)
@@ -221,11 +224,15 @@ class LiveIndex:
 
     def _engine_is_kept(self, file: indexfile.IndexFile) -> bool:
         """Whether the next opening will find the engine that it wants, ready made."""
-        kind = choose_kind(self._options.kind, len(file.ids))
-        others = self._options.factory is not None or self._options.device == "cuda"
-        if others or kind in _SLOW:  # which closing a gallery would not wait for either
+        kind = choose_kind(self.options.kind or "auto", len(file.ids))
+        others = self.options.factory is not None or self.options.device == "cuda"
+        if others or kind == "flat" or kind in _SLOW:  # nothing to keep, or not worth the wait
             return True
-        return file.engine is not None and file.engine.kind == kind
+        return file.engine is not None and self._suits(file.engine, kind)
+
+    def _suits(self, engine: Engine, kind: str) -> bool:
+        """Whether it is of the kind wanted; "auto" takes what there is, as long as it is exact."""
+        return engine.kind == kind or (self.options.kind == "auto" and engine.exact)
 
     def _is_of_this_past(self, header: indexfile.Header, revision: int) -> bool:
         return (
@@ -298,7 +305,7 @@ class LiveIndex:
                     if behind or len(view.removed_since(state.revision)):
                         return
                     file = writer.publish()
-            if self._options.factory is None:
+            if self.options.factory is None:
                 self._go_on_with(self._of_file(file), state.revision, locked)
             self._saved_revision, self._unsaved = state.revision, 0
         except (_Stopped, ContractMismatch):  # closing, or moved to another model meanwhile
@@ -310,14 +317,14 @@ class LiveIndex:
 
     def _rebuild_in_memory(self, state: State, rows: _Rows, locked: bool) -> None:
         """Where no file may be written, the engine is all that there is to make."""
-        if self._options.factory is not None:
+        if self.options.factory is not None:
             return
         vectors = np.concatenate([*self._pieces(rows), np.empty((0, self._store.dim), np.float32)])
         engine: Engine
-        if self._options.device == "cuda":
+        if self.options.device == "cuda":
             engine = CudaEngine(vectors)
         else:
-            engine = make_engine(choose_kind(self._options.kind, len(rows)), vectors)
+            engine = make_engine(choose_kind(self.options.kind or "auto", len(rows)), vectors)
         index = TableIndex(self._store.dim, rows.ids, vectors, engine)
         self._go_on_with(PeopleIndex(index, rows.ids, rows.owners), state.revision, locked)
         self._unsaved = 0
@@ -335,8 +342,8 @@ class LiveIndex:
             dim=self._store.dim,
         )
         engine: Engine | None = None
-        kind = choose_kind(self._options.kind, len(rows))
-        wanted = self._options.factory is None and self._options.device == "cpu"
+        kind = choose_kind(self.options.kind or "auto", len(rows))
+        wanted = self.options.factory is None and self.options.device == "cpu"
         if wanted and kind != "flat" and len(rows) and not (quickly and kind in _SLOW):
             engine = make_engine(kind, rows)  # type: ignore[arg-type]
         writer.write(header, rows.ids, rows.owners, self._pieces(rows), engine)

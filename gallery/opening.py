@@ -58,6 +58,7 @@ def open_before_pack(
         thresholds=pack.thresholds,
         pack_name=pack.name,
         create=create,
+        device="cuda" if settings.device == "cuda" else "cpu",
     )
     return gallery, lambda threads: Pipeline.load(pack, device=settings.device, threads=threads)
 

@@ -74,6 +74,8 @@ class MetaRow(Base):
     """Counts the writes; every write raises it by one."""
     removals_from: Mapped[int] = mapped_column(BigInteger)
     """The table of removals is complete for writes after this revision."""
+    index_kind: Mapped[str] = mapped_column(String(8))
+    """Type of the vector index: "auto", or what somebody chose."""
     vacuum_due: Mapped[bool]
     """Rows were removed, and the file was not compacted since."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)

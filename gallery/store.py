@@ -43,6 +43,7 @@ class Meta:
     thresholds: ThresholdTable | None
     revision: int
     vacuum_due: bool
+    index_kind: str
 
 
 class Store:
@@ -95,6 +96,7 @@ class Store:
                     generation=select(GenerationRow.id).scalar_subquery(),
                     revision=1,
                     removals_from=0,
+                    index_kind="auto",
                     vacuum_due=False,
                     created_at=now,
                 )
@@ -293,6 +295,7 @@ def _read_meta(connection: Connection, db: str) -> Meta:
             GenerationRow.thresholds,
             MetaRow.revision,
             MetaRow.vacuum_due,
+            MetaRow.index_kind,
         ).join(GenerationRow, GenerationRow.id == MetaRow.generation)
     ).one()
     try:
@@ -308,4 +311,5 @@ def _read_meta(connection: Connection, db: str) -> Meta:
         thresholds,
         row.revision,
         row.vacuum_due,
+        row.index_kind,
     )

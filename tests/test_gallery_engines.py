@@ -315,3 +315,24 @@ def test_the_unnamed_are_found_apart_and_move_over_when_they_are_named(tmp_path:
         assert person.state == "unnamed" and person.name == f"unknown #{ids[2]}"
         gallery.remove(ids[2])
     assert all(secret not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_a_type_chosen_by_hand_stays_the_gallery_s(tmp_path: Path) -> None:
+    with Gallery.open(tmp_path, contract=CONTRACT, thresholds=TABLE) as gallery:
+        vectors = fill(gallery, 40, 2)
+        assert gallery.live.kind == "flat"
+        gallery.rebuild_index("hnsw")
+        assert gallery.live.kind == "hnsw"
+        with pytest.raises(ConfigError, match="pq"):
+            gallery.rebuild_index("pq")
+    for _ in range(2):
+        with Gallery.open(tmp_path) as gallery:
+            assert gallery.live.kind == "hnsw"
+            names = [d.match.name for d in gallery.identify(probes_of(vectors)) if d.match]
+            assert names == [f"person {i // 2}" for i in range(30)]
+    with Gallery.open(tmp_path, index="flat") as gallery:  # for now, not for good
+        assert gallery.live.kind == "flat"
+    with Gallery.open(tmp_path) as gallery:
+        gallery.rebuild_index("auto")
+    with Gallery.open(tmp_path) as gallery:
+        assert gallery.live.kind == "flat"

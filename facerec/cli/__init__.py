@@ -19,6 +19,7 @@ from facerec.cli import backup, care, identification, index, recognise, reembed,
 from facerec.cli.care import evaluate_app
 from facerec.cli.cluster import cluster_app
 from facerec.cli.common import print_json
+from facerec.cli.gallery import gallery_app
 from facerec.cli.packs import packs_app
 from facerec.cli.people import people_app
 from facerec.errors import FacerecError
@@ -39,6 +40,7 @@ app.command()(index.index)
 app.command("app")(recognise.app_command)
 app.add_typer(people_app, name="people")
 app.add_typer(cluster_app, name="cluster")
+app.add_typer(gallery_app, name="gallery")
 app.add_typer(packs_app, name="packs", invoke_without_command=True)
 evaluate_app.command("identification")(identification.evaluate_identification)
 app.add_typer(evaluate_app, name="evaluate")

@@ -69,13 +69,15 @@ def _gallery() -> None:
     kept = _same("id", "uuid", "revision", "vacuum_due", "created_at")
     _remake(
         "gallery",
-        kept | {"schema_version": "2", "generation": "1", "removals_from": "0"},
+        kept
+        | {"schema_version": "2", "generation": "1", "removals_from": "0", "index_kind": "'auto'"},
         sa.Column("id", sa.Integer(), primary_key=True),
         sa.Column("schema_version", sa.Integer(), nullable=False),
         sa.Column("uuid", sa.String(32), nullable=False),
         sa.Column("generation", sa.Integer(), sa.ForeignKey("generations.id"), nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("removals_from", sa.BigInteger(), nullable=False),
+        sa.Column("index_kind", sa.String(8), nullable=False),
         sa.Column("vacuum_due", sa.Boolean(), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.CheckConstraint("id = 1", name="one_row"),
