@@ -121,7 +121,7 @@ class PeopleIndex:
                     if len(hits) < k and width < len(self) and row[-1] >= 0:
                         undecided.append(probe)
                     else:
-                        found[probe] = hits[:k]
+                        found[probe] = hits
             pending = np.array(undecided, dtype=np.intp)
             width = min(len(self), 4 * width)
         return found
@@ -139,24 +139,24 @@ class PeopleIndex:
         if len(ids) < len(self) and self._index.exact:
             floor = float(similar[-1]) + tolerance
         ids = ids[ids >= 0]
-        hits, enough = self._scored(probe, ids[: 4 * k + _FIRST_WIDTH], floor), -math.inf
-        if len(hits) >= k:
-            enough = hits[k - 1].similarity
+        hits, enough = self._scored(probe, ids[: 4 * k + _FIRST_WIDTH], floor, k), -math.inf
+        if len(hits) == k:
+            enough = hits[-1].similarity
         # Of the others, those that cannot reach the k-th person need no exact score.
         more = int(np.searchsorted(-similar[: len(ids)], tolerance - enough, side="right"))
         if more > 4 * k + _FIRST_WIDTH:
-            hits = self._scored(probe, ids[:more], floor)
+            hits = self._scored(probe, ids[:more], floor, k)
         return hits
 
-    def _scored(self, probe: FloatArray, ids: IdArray, floor: float) -> list[Hit]:
-        """The owners of ``ids``, each by their best template above ``floor``, best first."""
+    def _scored(self, probe: FloatArray, ids: IdArray, floor: float, k: int) -> list[Hit]:
+        """The k best owners of ``ids``, each by their best template above ``floor``."""
         scores = cosine(self._index.vectors(ids), probe)
         above = scores > floor
         scores, ids = scores[above], ids[above]
         order = np.lexsort((ids, -scores))
         scores, ids = scores[order], ids[order]
         owners = self._owners[np.searchsorted(self._ids, ids)]
-        first = np.sort(np.unique(owners, return_index=True)[1])
+        first = np.sort(np.unique(owners, return_index=True)[1])[:k]
         return [Hit(int(owners[i]), float(scores[i]), int(ids[i])) for i in first]
 
     def _find(self, ids: IdArray) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
