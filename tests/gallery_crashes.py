@@ -244,6 +244,14 @@ def read_people(db: Path) -> People:
     return people
 
 
+def assert_no_trace(folder: Path, removed: set[int]) -> None:
+    """No file of a folder has the vectors of ``removed`` (seeds)."""
+    for path in folder.rglob("*"):
+        data = path.read_bytes() if path.is_file() else b""
+        for seed in removed:
+            assert unit(seed).tobytes() not in data, f"{path.name}: {seed} was removed"
+
+
 def assert_sound(folder: Path, removed: set[int]) -> People:
     """Open what a killed process left, as anybody would; the people who are in it.
 
@@ -267,11 +275,10 @@ def assert_sound(folder: Path, removed: set[int]) -> People:
                 (h.identity_id, h.template_id) for h in hits
             ]
         gallery.check()
+        assert not gallery.compaction_due
     names = {path.name for path in folder.iterdir()}
     assert names <= {DB_NAME, "gallery.index"}, names
-    data = b"".join((folder / name).read_bytes() for name in names)
-    for seed in removed.difference(seeds):
-        assert unit(seed).tobytes() not in data, f"{seed} was removed"
+    assert_no_trace(folder, removed.difference(seeds))
     return people
 
 

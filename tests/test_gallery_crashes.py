@@ -21,6 +21,7 @@ from gallery.sqlite import DB_NAME
 from tests.gallery_crashes import (
     TASKS,
     People,
+    assert_no_trace,
     assert_sound,
     do_and_die,
     expected,
@@ -107,7 +108,7 @@ class Torment:
         candidates = [self.people]
         for line in said:
             if line == b"done":
-                self._note_files(candidates[-1], done=True)
+                self._note_files(candidates[-1])
                 candidates = candidates[-1:]
                 self.steps += 1
                 continue
@@ -116,12 +117,15 @@ class Torment:
             after = expected(self.step, before, self.files)
             removed |= {s for kept in before.values() for s in kept}
             candidates.append(after)
+        # Who was removed, and that acknowledged, is gone at once; whatever was going on then.
+        still = {seed for people in candidates for kept in people.values() for seed in kept}
+        assert_no_trace(self.folder, removed - still)
         found = assert_sound(self.folder, removed)
         assert found in candidates, (self.step, found, candidates)
         self.people = found
         self._check_files(said)
 
-    def _note_files(self, people: People, *, done: bool) -> None:
+    def _note_files(self, people: People) -> None:
         if self.step[0] in ("backup", "export"):
             self.files[self.step[0]] = people
 
