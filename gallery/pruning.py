@@ -31,21 +31,23 @@ _PAGE = 1000
 def prune(gallery: Gallery, sources: Sources, report: IndexReport) -> None:
     """Go through the files that were indexed below the roots of ``sources``, and drop those gone.
 
-    A root below which nothing was found in this run is left alone, and reported: a disk that
-    is not mounted looks just like a folder that was emptied. Raises GalleryError.
+    Of a manifest, its own folder is looked through. A root below which nothing was found in this
+    run is left alone, and reported: a disk that is not mounted looks just like a folder that was
+    emptied. Raises GalleryError.
     """
     if sources.only is not None:
         for path in sources.only:
             if not os.path.lexists(path):
                 prune_below(gallery, path, report)
         return
-    for root in sources.roots:
-        if sources.found_below[root]:
-            prune_below(gallery, root, report)
+    for root, found in sources.found_below.items():
+        below = root.parent if root in sources.manifests else root
+        if found:
+            prune_below(gallery, below, report)
             continue
         with gallery.reading() as view:
-            some = files_below(view, str(root), 0, _PAGE)
-        if any(is_below(entry.key, str(root)) for entry in some):
+            some = files_below(view, str(below), 0, _PAGE)
+        if any(is_below(entry.key, str(below)) for entry in some):
             where = displayable(root)
             report.add_failure(
                 Failure(

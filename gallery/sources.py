@@ -64,8 +64,8 @@ class Sources:
     """Iterate over it to find everything below ``roots``, then everything in ``manifests``.
 
     roots: folders, or single photos, videos and archives. ignored: files of other kinds that
-    were passed over so far. found_below: root -> files found there so far.
-    only: look at these files and folders below the roots, and nowhere else.
+    were passed over so far. found_below: root, or manifest -> files found
+    there so far. only: look at these files and folders below the roots, and nowhere else.
 
     Raises ConfigError for roots within each other, and for a folder that cannot be meant with
     this ``naming``, before anything is looked at.
@@ -83,10 +83,10 @@ class Sources:
     ) -> None:
         self.roots = [Path(os.path.abspath(root)) for root in roots]  # noqa: PTH100, keeps links
         self.naming = naming
-        self.manifests = list(manifests)
+        self.manifests = [Path(os.path.abspath(path)) for path in manifests]  # noqa: PTH100
         self.only = only
         self.ignored = 0
-        self.found_below = dict.fromkeys(self.roots, 0)
+        self.found_below = dict.fromkeys([*self.roots, *self.manifests], 0)
         self._known = known or KnowsNothing()
         self._limits = limits
         self._folders_seen: set[tuple[int, int]] = set()
@@ -100,9 +100,14 @@ class Sources:
                 yield from self._part(path)
             return
         for root in self.roots:
-            yield from self._root(root)
+            yield from self._counted(root, self._root(root))
         for manifest in self.manifests:
-            yield from self._manifest(manifest)
+            yield from self._counted(manifest, self._manifest(manifest))
+
+    def _counted(self, root: Path, found: Iterator[Found]) -> Iterator[Found]:
+        for one in found:
+            self.found_below[root] += isinstance(one, (Item, Unchanged, ArchiveStart))
+            yield one
 
     def _root(self, root: Path) -> Iterator[Found]:
         try:
@@ -110,16 +115,10 @@ class Sources:
         except (OSError, ValueError) as exc:
             yield _failure(root, "no_such_source", f"cannot be looked at ({_why(exc)})")
             return
-        found: Iterator[Found]
         if stat.S_ISDIR(status.st_mode):
-            found = self._folder(root)
-        elif kind_of(root.name) is None and not archives.is_archive(root.name):
-            found = iter([_failure(root, "unknown_kind", "is no photo, video or archive")])
+            yield from self._folder(root)
         else:
-            found = self._file(str(root), status, ())
-        for one in found:
-            self.found_below[root] += isinstance(one, (Item, Unchanged, ArchiveStart))
-            yield one
+            yield from self._file(str(root), status, ())
 
     def _part(self, path: Path) -> Iterator[Found]:
         """A file or folder below a root; nothing, if it is gone."""

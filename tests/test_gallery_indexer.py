@@ -227,6 +227,10 @@ def test_a_manifest_names_people_and_a_corrected_one_moves_the_photo(
     assert (report.counts["changed"], report.counts["unchanged"]) == (1, 1)
     assert [(p.name, p.template_count) for p in gallery.people()] == [("Ada", 1), ("Bo", 1)]
     assert index(gallery, pipeline, manifests=(listed,)).counts["unchanged"] == 2
+    (photos / "Bo" / "0.jpg").unlink()
+    report = index(gallery, pipeline, manifests=(listed,), prune=True)
+    assert codes(report) == ["no_such_file"] and report.counts["removed_templates"] == 1
+    assert [(p.name, p.template_count) for p in gallery.people()] == [("Ada", 1), ("Bo", 0)]
     gallery.check()
 
 
