@@ -40,6 +40,7 @@ from facerec.packs import find_pack
 from facerec.pairs import pair_scores
 from facerec.pipeline import Pipeline
 from facerec.types import Detections, FloatArray, RGBImage
+from gallery.stored_faces import same_landmarks
 
 ENLARGED = 4
 EVERY = 10
@@ -75,7 +76,7 @@ def ways_of(new: Pipeline, photo: RGBImage, faces: Detections, own: Detections) 
     if not len(faces):
         return [NOBODY, NOBODY, NOBODY, anew]
     c = cut(photo, faces)
-    again = matching_landmarks(new.detector.detect([c.crop])[0], c.in_crop)
+    again = same_landmarks(new.detector.detect([c.crop])[0], c.in_crop)
     return [
         chips(new, c.crop, c.in_crop),
         chips(new, c.crop, c.in_crop if again is None else again),
@@ -88,16 +89,6 @@ def big_ways_of(new: Pipeline, photo: RGBImage, faces: Detections) -> list[RGBIm
     large = cv2.resize(photo, None, fx=ENLARGED, fy=ENLARGED, interpolation=cv2.INTER_CUBIC)
     c = cut(large, faces, ENLARGED)
     return [chips(new, c.crop, c.in_crop), chips(new, c.photo, c.in_photo)]
-
-
-def matching_landmarks(found: Detections, landmarks: FloatArray) -> FloatArray | None:
-    """Of the face whose landmarks lie within a quarter of the eyes' distance of ``landmarks``."""
-    if not len(found):
-        return None
-    off = np.linalg.norm(found.landmarks - landmarks, axis=2).mean(axis=1)
-    nearest = int(np.argmin(off))
-    apart = float(np.linalg.norm(landmarks[0] - landmarks[1]))
-    return found.landmarks[nearest] if off[nearest] < apart / 4 else None
 
 
 def embed_all(old: Pipeline, new: Pipeline, paths: list[Path]) -> dict[str, FloatArray]:

@@ -149,7 +149,7 @@ class Reembedder:
             return None  # the photo may be better off
         again = None
         if self._detect:
-            again = _same_landmarks(pipeline.detector.detect([crop])[0], face.landmarks)
+            again = same_landmarks(pipeline.detector.detect([crop])[0], face.landmarks)
         return crop, face.landmarks if again is None else again
 
     def _from_photo(self, face: StoredFace, pipeline: Pipeline) -> tuple[RGBImage, FloatArray]:
@@ -215,19 +215,17 @@ def same_detector(a: Pack, b: Pack) -> bool:
     return len(set(hashes)) == 1
 
 
-def _same_landmarks(found: Detections, landmarks: FloatArray) -> FloatArray | None:
+def same_landmarks(found: Detections, landmarks: FloatArray) -> FloatArray | None:
     """Those of the detected face that has ``landmarks`` (5, 2), by its own detector.
 
-    Within a quarter of the face's size, eyes to eyes or eyes to mouth; None if there is none.
+    Within a quarter of the distance between the eyes, in the mean; None if there is none.
     """
     if not len(found):
         return None
-    eyes, mouth = landmarks[:2], landmarks[3:]
-    across = np.linalg.norm(eyes[0] - eyes[1])
-    down = np.linalg.norm(eyes.mean(axis=0) - mouth.mean(axis=0))
     off = np.linalg.norm(found.landmarks - landmarks, axis=2).mean(axis=1)
     nearest = int(np.argmin(off))
-    return found.landmarks[nearest] if off[nearest] < max(across, down) / 4 else None
+    apart = float(np.linalg.norm(landmarks[0] - landmarks[1]))
+    return found.landmarks[nearest] if off[nearest] < apart / 4 else None
 
 
 def _same_face(found: Detections, box: FloatArray | None) -> int | None:
