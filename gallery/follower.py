@@ -24,7 +24,14 @@ from facerec.errors import GalleryError
 from facerec.types import FloatArray
 from gallery.index import IdArray, cosine
 from gallery.lookups import Lookups
-from gallery.milvus import MAX_WIDTH, SETTLED_S, CollectionGone, Mark, MilvusCollection
+from gallery.milvus import (
+    MAX_WIDTH,
+    SETTLED_S,
+    CollectionGone,
+    Mark,
+    MilvusCollection,
+    type_of,
+)
 from gallery.people import Hit
 from gallery.postgres import PostgresDatabase
 from gallery.records import ReadTransaction, VectorBatch
@@ -118,12 +125,18 @@ class MilvusIndex:
     def erase_copy(self) -> None:
         """There is no file; the collection follows a removal before that returns."""
 
+    def want(self, kind: str) -> None:
+        """Of which type the collection is to be when it is made anew."""
+        self._collection.wanted = type_of(kind)
+
     def rebuild(self) -> None:
         """Make the collection anew, with an index of the kind asked for."""
         with self._one_update:
             with self._alone() as mine:
                 if mine:
                     self._collection.drop()
+            with self._store.writing() as change:
+                change.touch()  # so that other processes look what has become of it
             self._follow(self._store.revision())
 
     def check(self) -> None:
@@ -183,6 +196,7 @@ class MilvusIndex:
                     "this gallery's vectors. The database is unharmed; try again later."
                 )
             time.sleep(0.02)
+        self._collection.look_at_index()
         with self.lookups() as store:
             people = store.count_owners()
         self._state = MilvusState(MilvusPeople(self, self._collection, people), revision)

@@ -444,8 +444,10 @@ class Gallery:
                 change.set_meta(index_kind=kind)
             self._options = options
             for live in self._lives():
-                if isinstance(live, LiveIndex):  # Milvus takes it up when it is opened next
+                if isinstance(live, LiveIndex):
                     live.options = options
+                else:
+                    live.want(kind)
         for live in self._lives():
             live.rebuild()
 

@@ -74,21 +74,18 @@ class Mark:
 class MilvusCollection:
     """(id, owner, vector) of templates, searched by cosine. Threads may share it.
 
-    address: ``http://HOST:PORT``, or the path of a Milvus Lite file. kind: of index, flat, hnsw
-    or ivf ("auto": flat, which alone is exact). Raises GalleryError where Milvus does not
-    answer within ``timeout_s``, and CollectionGone where the collection is not there.
+    address: ``http://HOST:PORT``, or the path of a Milvus Lite file. kind: of the index that it
+    is to be made with, any that a gallery knows: see :func:`type_of`. Raises GalleryError where
+    Milvus does not answer within ``timeout_s``, and CollectionGone where the collection is not
+    there.
     """
 
     def __init__(self, address: str, name: str, dim: int, kind: str, timeout_s: float) -> None:
-        kind = "flat" if kind == "auto" else kind
-        if kind not in _INDEXES:
-            raise ConfigError(
-                f"Milvus has no index of type {kind!r} here; choose of {', '.join(_INDEXES)}"
-            )
         self.name = name
         self.address = shown(address)
         self.dim = dim
-        self.kind = kind
+        self.kind = self.wanted = type_of(kind)
+        """``kind``: of the index that is there."""
         # As of gallery.index: the rounding of float32 sums in any order, and doubled.
         self.tolerance = 2.0 * dim * 2.0**-24
         self._lite = _lite_path(address)
@@ -146,7 +143,14 @@ class MilvusCollection:
         if not self._call("has_collection", self.name):
             return False
         self._call("load_collection", self.name)
+        self.look_at_index()
         return True
+
+    def look_at_index(self) -> None:
+        """Of which type it is: another process may have made it anew."""
+        about = self._call("describe_index", self.name, "vector") or {}
+        types = {index_type: kind for kind, (index_type, _) in _INDEXES.items()}
+        self.kind = types.get(about.get("index_type", ""), "ivf")  # a stranger's is not exact
 
     def create(self) -> None:
         """Anew and empty, whatever was there."""
@@ -157,6 +161,7 @@ class MilvusCollection:
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("owner", DataType.INT64)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.dim)
+        self.kind = self.wanted
         index_type, parameters = _INDEXES[self.kind]
         indexes = self._client.prepare_index_params()
         indexes.add_index("vector", index_type=index_type, metric_type="IP", params=parameters)
@@ -298,6 +303,11 @@ class MilvusCollection:
             f"{self.address}: Milvus does not answer ({said}). What was committed is safe in the "
             "database; searches and changes go on once Milvus does."
         )
+
+
+def type_of(kind: str) -> str:
+    """hnsw or ivf, or for every type of a gallery that is exact, flat: Milvus' only such one."""
+    return kind if kind in _INDEXES else "flat"
 
 
 def shown(address: str) -> str:

@@ -108,8 +108,18 @@ def test_an_approximate_index_is_made_where_it_is_asked_for(place: str) -> None:
         for person in (0, 13, 29):
             match = gallery.identify(vectors[person, :1])[0].match
             assert match is not None and match.name == f"person {person}"
-    with pytest.raises(ConfigError, match="Milvus has no index of type 'float16'"):
-        open_at(place, index="float16")
+    with open_at(place) as gallery:
+        assert gallery.live.kind == "Milvus hnsw", "it is as it was made"
+        gallery.rebuild_index("int8")
+        assert gallery.live.kind == "Milvus flat", "the one that is as exact"
+        assert agrees(gallery, 12)
+    with open_at(place) as gallery, open_at(place) as elsewhere:
+        assert gallery.live.kind == "Milvus flat"
+        gallery.rebuild_index("ivf")
+        assert gallery.live.kind == "Milvus ivf"
+        match = elsewhere.identify(vectors[5, :1])[0].match
+        assert match is not None and match.name == "person 5"
+        assert elsewhere.live.kind == "Milvus ivf"
 
 
 def test_an_address_is_shown_without_its_password() -> None:
