@@ -616,6 +616,61 @@ def test_a_move_whose_vectors_are_discarded_meanwhile_ends_with_a_sentence(
     assert status(tmp_path).other is None
 
 
+def test_a_discard_cut_short_goes_on_and_until_then_there_is_a_way_back(
+    tmp_path: Path,
+    pipeline: Pipeline,
+    other: Pipeline,
+    views: Views,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    filled(tmp_path, pipeline, views)
+    move(tmp_path, other)
+    monkeypatch.setattr(generations, "ERASED_AT_ONCE", 4)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        discard(tmp_path, stop)
+    now = status(tmp_path)
+    assert now.other is not None and (now.other.embedded, now.missing) == (14, 4)
+    assert roll_back(tmp_path, pipeline).embedded == 4
+    with opened(tmp_path, pipeline) as gallery:
+        assert len(vectors_of(tmp_path)) == 18
+        gallery.check()
+    discard(tmp_path)
+    assert status(tmp_path).other is None
+
+
+def test_of_two_moves_at_once_the_slower_finds_the_work_done(
+    tmp_path: Path,
+    pipeline: Pipeline,
+    other: Pipeline,
+    third: Pipeline,
+    views: Views,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    filled(tmp_path, pipeline, views)
+    monkeypatch.setattr(reembed, "BATCH", 4)
+
+    def overtake(done: int, total: int) -> None:
+        if done == 8:
+            move(tmp_path, other)
+
+    slower = move(tmp_path, other, progress=overtake)
+    assert slower.active.contract == other.contract and slower.switched
+    assert len(vectors_of(tmp_path)) == 18
+
+    def overtake_elsewhere(done: int, total: int) -> None:
+        if done == 8:
+            discard(tmp_path)
+            move(tmp_path, third)
+
+    discard(tmp_path)
+    with pytest.raises(ContractMismatch, match="to pack 'third'"):
+        move(tmp_path, pipeline, progress=overtake_elsewhere)
+
+
 def test_no_gallery_is_a_sentence(tmp_path: Path, other: Pipeline) -> None:
     with pytest.raises(GalleryError, match="there is no gallery here"):
         move(tmp_path / "none", other)
