@@ -10,7 +10,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import IO, Any
 
@@ -53,6 +53,7 @@ class Spool:
 class IndexReport:
     """Add what happened; read it as lines or JSON. Counts are photos unless they say otherwise.
 
+    rejected: photos of which the gate refused a face, the only one or one of several.
     interrupted: it was stopped before the end. A video counts as a photo.
     """
 
@@ -95,9 +96,10 @@ class IndexReport:
         for outcome in committed.outcomes:
             self._add(outcome)
 
-    def add_unchanged(self, count: int) -> None:
-        """Files that are as they were."""
+    def add_unchanged(self, count: int, failed: int = 0) -> None:
+        """Files that are as they were, and how many of them failed then."""
         self.counts[UNCHANGED] += count
+        self.counts["failed_before"] += failed
 
     def add_failure(self, failure: Failure) -> None:
         """Something that did not get as far as being looked at."""
@@ -125,8 +127,14 @@ class IndexReport:
         self.counts["changed"] += outcome.again
         self.counts["looked_at"] += outcome.looked
         self.codes.update(reason.code for reason in outcome.reasons)
-        if outcome.what == REJECTED:
-            self.rejected.append({"photo": outcome.source, "reasons": _as_dicts(outcome.reasons)})
+        if outcome.reasons:
+            self.rejected.append(
+                {
+                    "photo": outcome.source,
+                    "kept": outcome.templates,
+                    "reasons": _as_dicts(outcome.reasons),
+                }
+            )
         if outcome.failure is not None:
             self._list_failure(outcome.failure)
 
@@ -147,6 +155,7 @@ class IndexReport:
             "new_people": self.counts["new_people"],
             "skipped": {
                 "unchanged": self.counts[UNCHANGED],
+                "failed_before": self.counts["failed_before"],
                 "removed_before": self.counts[REMOVED],
             },
             "duplicates": self.counts[DUPLICATE],
@@ -176,8 +185,9 @@ class IndexReport:
 
     def lines(self) -> Iterator[str]:
         """For a terminal."""
-        yield from _listed("refused", self.rejected, _refusal_line)
-        yield from _listed("failed ", self.failed, lambda value: value["reason"])
+        refused = (value for value in self.rejected if not value["kept"])
+        yield from _listed("refused", refused, self.counts[REJECTED], _refusal_line)
+        yield from _listed("failed ", self.failed, len(self.failed), lambda f: f["reason"])
         counts = self.to_dict()
         skipped = counts["skipped"]
         kept = f"{counts['templates']:,} faces, {counts['new_people']:,} new people"
@@ -185,7 +195,7 @@ class IndexReport:
             f"{counts['enrolled']:,} enrolled ({kept})",
             f"{skipped['unchanged']:,} unchanged",
             f"{counts['duplicates']:,} duplicates",
-            f"{len(self.rejected):,} refused",
+            f"{self.counts[REJECTED]:,} refused",
             f"{len(self.failed):,} failed",
         ]
         for name, words in _RARE.items():
@@ -203,6 +213,7 @@ class IndexReport:
 _PHOTOS = (ENROLLED, DUPLICATE, REJECTED, NO_FACE, FAILED, REMOVED, UNCHANGED, MOVED)
 _RARE = {
     "no_face": "without a face",
+    "failed_before": "of the unchanged failed before (--retry looks again)",
     "moved": "moved",
     "changed": "changed",
     "removed_before": "of people who were removed",
@@ -212,11 +223,13 @@ _RARE = {
 }
 
 
-def _listed(word: str, spool: Spool, line: Any) -> Iterator[str]:
-    for value in islice(spool, _LISTED):
+def _listed(
+    word: str, values: Iterable[Any], count: int, line: Callable[[Any], str]
+) -> Iterator[str]:
+    for value in islice(values, _LISTED):
         yield f"  {word}  {line(value)}"
-    if len(spool) > _LISTED:
-        yield f"  {word}  and {len(spool) - _LISTED:,} more; --json lists them all"
+    if count > _LISTED:
+        yield f"  {word}  and {count - _LISTED:,} more; --json lists them all"
 
 
 def _refusal_line(value: dict[str, Any]) -> str:

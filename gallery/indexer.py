@@ -122,7 +122,7 @@ class _Pending:
             self._events += [replace(seen, looked=looked) for seen, looked in found]
             self._looked_at += len(step.seen)
         elif isinstance(step, Unchanged):
-            self._report.add_unchanged(step.count)
+            self._report.add_unchanged(step.count, step.failed)
         elif isinstance(step, Failure):
             self._report.add_failure(step)
         else:

@@ -70,10 +70,14 @@ class ArchiveEnd:
 
 @dataclass(frozen=True)
 class Unchanged:
-    """Members of an archive that need no look; ``count`` of them."""
+    """Files, or members of the archive ``key``, that need no look; ``count`` of them.
+
+    failed: how many of them could not be read when they were looked at.
+    """
 
     key: str
     count: int = 1
+    failed: int = 0
 
 
 Found = Item | ArchiveStart | ArchiveEnd | Unchanged | Failure

@@ -29,6 +29,7 @@ from gallery.items import (
     path_of_key,
 )
 from gallery.ledger import (
+    FAILED,
     FileEntry,
     PhotoEntry,
     files_at,
@@ -145,7 +146,9 @@ class Reader:
             entries = files_at(view, [item.key for item in items])
         to_read = [item for item in items if not self._is_unchanged(item, entries.get(item.key))]
         if len(to_read) < len(items):
-            yield Unchanged("", len(items) - len(to_read))
+            read = {item.key for item in to_read}
+            failed = sum(e.outcome == FAILED for key, e in entries.items() if key not in read)
+            yield Unchanged("", len(items) - len(to_read), failed)
         if not to_read:
             return
         contents = []

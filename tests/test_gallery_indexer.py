@@ -106,7 +106,7 @@ def test_folders_of_people_become_people(gallery, pipeline, photos, people) -> N
         "enrolled": 9,
         "templates": 9,
         "new_people": 3,
-        "skipped": {"unchanged": 0, "removed_before": 0},
+        "skipped": {"unchanged": 0, "failed_before": 0, "removed_before": 0},
         "duplicates": 0,
         "moved": 0,
         "changed": 0,
@@ -161,6 +161,8 @@ def test_without_names_every_face_becomes_somebody_unknown(
     good = [i for i, face in enumerate(faces) if not Gate().check(image, face)]
     assert 1 < len(good) < 6 and counts["faces"] == 7
     assert sum(counts["rejections"].values()) == 6 - len(good)
+    [partly] = list(report.rejected)
+    assert partly["kept"] == len(good) and len(partly["reasons"]) == 6 - len(good)
     assert (counts["photos"], counts["enrolled"]) == (3, 2)
     assert counts["templates"] == len(good) + 1
     assert counts["no_face"] == 1 and not len(report.failed) and counts["new_people"] == 0
@@ -200,6 +202,7 @@ def test_what_is_wrong_with_a_photo_is_said_and_stops_no_other(
     assert "9 enrolled" in text and "1 refused, 4 failed" in text and "[several_faces]" in text
     again = index(gallery, pipeline, photos, naming=BY_FOLDER)
     assert again.counts["unchanged"] == 13 and codes(again) == ["bad_name"]
+    assert again.to_dict()["skipped"]["failed_before"] == 3
     forced = index(gallery, pipeline, photos, naming=BY_FOLDER, retry=True, force=True)
     assert forced.counts["enrolled"] == 1 and sorted(codes(forced)) == sorted(codes(report))
 
@@ -415,7 +418,11 @@ def test_who_was_removed_does_not_come_back_unless_asked(gallery, pipeline, phot
     assert b"Lovelace" not in database and b"Bo/0.jpg" in database
     for _ in range(2):
         report = index(gallery, pipeline, photos, naming=BY_FOLDER, prune=True)
-        assert report.to_dict()["skipped"] == {"unchanged": 6, "removed_before": 3}
+        assert report.to_dict()["skipped"] == {
+            "unchanged": 6,
+            "failed_before": 0,
+            "removed_before": 3,
+        }
         assert [p.name for p in gallery.people()] == ["Bo", "Cy"]
     report = index(gallery, pipeline, photos, naming=BY_FOLDER, retry=True)
     assert report.counts["enrolled"] == 3 and gallery.person("Ada Lovelace").template_count == 3
