@@ -28,6 +28,7 @@ from facerec.types import (
     ThresholdTable,
 )
 from gallery import indexfile
+from gallery.apart import inherit
 from gallery.folder import permit_creation
 from gallery.ledger import forget_person
 from gallery.live import IndexFactory, IndexOptions, LiveIndex
@@ -369,6 +370,7 @@ class Gallery:
                 raise GalleryError(f"{keep.name!r} cannot be merged with itself")
             self.mark_removal(change)
             change.move_templates(gone.id, keep.id)
+            inherit(change, gone.id, keep.id)
             change.remove_identity(gone.id)
             change.set_details(keep.id, metadata_json({**gone.metadata, **keep.metadata}))
             person = change.identity(keep.id)

@@ -393,3 +393,15 @@ def test_removing_a_group_forgets_what_was_said_of_it(gallery: Gallery) -> None:
     assert sizes(gallery) == {ids[1]: 1}
     assert sha("1-0") not in {t.content_sha256 for t in gallery.templates(ids[1])}
     gallery.check()
+
+
+def test_merging_people_keeps_what_was_said_of_either(gallery: Gallery) -> None:
+    gallery.enroll("Ada", [template(faces(1, 1)[0], "ada")])
+    gallery.enroll("A. Lovelace", [template(faces(1, 1, first=1)[0], "lovelace")])
+    [first] = add_person(gallery, 1, 1, first=10)
+    unknown = Unknown(gallery)
+    unknown.keep_apart(first, "A. Lovelace")
+    assert unknown.suggestion(first) is not None
+    gallery.merge("Ada", "A. Lovelace")
+    assert unknown.suggestion(first) is None
+    gallery.check()
