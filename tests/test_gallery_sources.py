@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import random
 import stat
 import tarfile
 import tracemalloc
@@ -368,6 +369,21 @@ def test_damage_anywhere_is_reported_and_nothing_false_comes_out(tmp_path: Path,
         assert all(good[one.key.rsplit("/", 1)[1]] == one.data for one in items(found))
     path.write_bytes(b"no archive at all" * 1000)
     assert codes(Sources([path])) == ["broken_archive"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_whatever_is_wrong_with_an_archive_is_a_failure(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    good = {f"d/{i}.jpg": os.urandom(200) for i in range(4)}
+    raw = make_zip(path, good) if kind == "zip" else make_tar(path, good, f"w:{kind[4:]}")
+    whole, chance = raw.read_bytes(), random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice([1, 2, 20])):
+            damaged[chance.randrange(len(damaged))] = chance.choice([0, 255, 47])
+        path.write_bytes(damaged)
+        for one in Sources([path], limits=Limits(2000, 20_000, 1)):
+            assert isinstance(one, (Item, Failure, ArchiveStart, ArchiveEnd))
 
 
 def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
