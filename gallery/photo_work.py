@@ -125,7 +125,7 @@ class PhotoWork:
         best: dict[int, FoundFace] = {}  # id of the track -> its best shot
         try:
             video = Video(path, self.options.video_fps, self.options.max_pixels)
-            for frames in batches(iter(video)):
+            for frames in batches(video):
                 found = self.pipeline.extract([frame.image for frame in frames])
                 for frame, faces in zip(frames, found, strict=True):
                     self._follow(tracks, frame, faces, best)

@@ -91,7 +91,7 @@ class Sources:
         self._limits = limits
         self._folders_seen: set[tuple[int, int]] = set()
         check_roots(self.roots)
-        for root in self.roots:
+        for root in self.roots if only is None else ():
             check_layout(root, naming)
 
     def __iter__(self) -> Iterator[Found]:

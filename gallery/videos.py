@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -24,6 +23,7 @@ from facerec.types import Face, FloatArray, RGBImage, ThresholdTable
 
 DEFAULT_FPS = 2.0
 FRAMES_AT_ONCE = 16
+_PIXELS_AT_ONCE = 64_000_000
 
 _SAME_PLACE_IOU = 0.3
 _LOOSE_WITHOUT_TABLE = 0.3
@@ -104,9 +104,17 @@ class Video:
             )
 
 
-def batches(frames: Iterator[Frame], most: int = FRAMES_AT_ONCE) -> Iterator[list[Frame]]:
-    """``frames`` in lists of at most ``most``, for the pipeline to share work."""
-    while batch := list(islice(frames, most)):
+def batches(frames: Iterable[Frame]) -> Iterator[list[Frame]]:
+    """``frames`` in lists: enough for the pipeline to share work, and not too many for the
+    memory."""
+    batch: list[Frame] = []
+    for frame in frames:
+        batch.append(frame)
+        height, width = frame.image.shape[:2]
+        if len(batch) >= FRAMES_AT_ONCE or len(batch) * height * width >= _PIXELS_AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
         yield batch
 
 

@@ -18,7 +18,7 @@ from facerec.pipeline import Pipeline
 from facerec.quality import Gate, Pose, Quality
 from facerec.types import Face, RGBImage
 from gallery.photo_work import LookOptions, PhotoWork
-from gallery.videos import Likeness, Shot, Tracks, Video, iou, shot_quality
+from gallery.videos import Frame, Likeness, Shot, Tracks, Video, batches, iou, shot_quality
 from tests.gallery_samples import near, unit
 
 FPS = 10
@@ -159,6 +159,17 @@ def test_odd_names_of_videos_are_read(tmp_path: Path, portrait: RGBImage, work: 
         path = tmp_path / name
         path.write_bytes(made.read_bytes())
         assert work.watch(path).seen == 1
+
+
+def test_frames_are_batched_by_number_and_by_size() -> None:
+    def lengths(side: int, count: int) -> list[int]:
+        image = np.zeros((side, side, 3), np.uint8)
+        return [len(batch) for batch in batches(Frame(0.0, image) for _ in range(count))]
+
+    assert lengths(8, 40) == [16, 16, 8]
+    assert lengths(4000, 9) == [4, 4, 1]
+    assert lengths(9000, 2) == [1, 1]
+    assert lengths(8, 0) == []
 
 
 def shot(embedding: np.ndarray, box: Sequence[float], quality: float = 0.5) -> Shot:
