@@ -87,7 +87,12 @@ def back_up(
     gallery on a server, which has tools of its own; StoreCorrupt for a damaged gallery.
     """
     location = Location.of(place)
-    if location.url is None and not Store.exists(location):
+    if location.folder is None:
+        raise GalleryError(
+            f"{location}: a gallery on a server is backed up with the server's tools, such as "
+            "pg_dump; 'facerec people export' writes its people to a file."
+        )
+    if not Store.exists(location):
         permit_creation(location, None, create=False)  # says so
     store = Store.open(location)
     try:

@@ -480,3 +480,39 @@ def test_a_process_that_has_the_old_gallery_open_cannot_go_on(gallery_folder, ba
     with pytest.raises(GalleryError, match="another gallery"):
         store.revision()
     store.close()
+
+
+def test_a_gallery_on_a_server_is_left_to_the_server_s_tools(backup, tmp_path) -> None:
+    url = "postgresql://me:secret@nowhere.invalid/faces"
+    for call in (lambda: back_up(url, tmp_path / "b"), lambda: restore(backup, url)):
+        with pytest.raises(GalleryError, match=r"pg_dump|people export") as caught:
+            call()
+        assert "secret" not in str(caught.value)
+
+
+def test_a_gallery_that_may_only_be_read_is_backed_up(gallery_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("gallery.sqlite.is_writable", lambda db: db.parent != gallery_folder)
+    back_up(gallery_folder, tmp_path / "b")
+    restore(tmp_path / "b", tmp_path / "new")
+    assert rows(tmp_path / "new" / DB_NAME) == rows(gallery_folder / DB_NAME)
+
+
+def test_a_statement_that_takes_for_ever_can_be_stopped(tmp_path: Path) -> None:
+    from sqlalchemy import create_engine
+
+    from gallery.interruptible import run_with_ticks
+
+    endless = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(x) FROM c"
+    ticks = 0
+
+    def tick() -> None:
+        nonlocal ticks
+        ticks += 1
+        if ticks == 3:
+            raise Interrupt
+
+    engine = create_engine("sqlite://", connect_args={"check_same_thread": False})
+    with engine.connect() as connection:
+        with pytest.raises(Interrupt):
+            run_with_ticks(connection, lambda raw: raw.execute(endless).fetchall(), tick)
+        assert connection.exec_driver_sql("SELECT 7").scalar_one() == 7

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from gallery.location import Location
 from gallery.schema import SCHEMA_VERSION, Base
 from gallery.sqlite import DB_NAME
 from gallery.store import Store
+from tests.gallery_engines import PostgresServer
 from tests.gallery_samples import CONTRACT, JPEG, TABLE, open_gallery, template, unit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +105,7 @@ def _columns(table: str) -> str:
     }[table]
 
 
-def differences(connection: Connection) -> list[object]:
+def differences(connection: Connection) -> list[Any]:
     """What Alembic would change to get from the tables there are to those of the schema."""
     options = {"compare_type": True, "version_table": "none"}
     return compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata)
@@ -269,3 +271,24 @@ def test_a_backup_of_version_1_is_restored_and_upgraded(tmp_path: Path) -> None:
     with open_gallery(tmp_path / "restored") as gallery:
         assert gallery.count() == (3, 8)
         gallery.check()
+
+
+def test_a_gallery_on_postgresql_is_made_at_the_last_step(postgres_server: PostgresServer) -> None:
+    location = Location.of(postgres_server.url("migrations"))
+    Store.create(location, CONTRACT, "sample", TABLE)
+    store = Store.open(location)
+    try:
+        with store.database.glancing() as connection:
+            found = differences(connection)  # the mark of ours on it is a comment
+            assert [change for change in found if change[0] != "remove_table_comment"] == []
+            marked = connection.exec_driver_sql("SELECT version_num FROM alembic_version").all()
+            assert [tuple(row) for row in marked] == [(migrations.revision_of(SCHEMA_VERSION),)]
+        migrations.upgrade(store.database)  # nothing to do
+        with pytest.raises(GalleryError), store.database.migrating() as connection:
+            connection.exec_driver_sql("CREATE TABLE half_made (id int)")
+            connection.exec_driver_sql("nonsense")
+        with store.database.glancing() as connection:
+            assert connection.exec_driver_sql("SELECT to_regclass('half_made')").scalar() is None
+        store.check()
+    finally:
+        store.close()
