@@ -277,6 +277,8 @@ class _Transaction:
             entry = self._files.get(plan.seen.item.key)
             if entry and entry.photo_id and entry.photo_id != plan.photo_id:
                 left |= {entry.photo_id} if not keeps_old(plan.outcome, plan.seen, entry) else set()
+            if entry and plan.what == REMOVED:  # and the path is not written down again
+                gone.append(entry.id)
             if plan.what == MOVED and plan.photo_id is not None:
                 gone += self._follow_move(plan, self._holders[plan.photo_id])
             if plan.what in (ENROLLED, DUPLICATE):

@@ -428,6 +428,20 @@ def test_who_was_removed_does_not_come_back_unless_asked(gallery, pipeline, phot
     assert report.counts["enrolled"] == 3 and gallery.person("Ada Lovelace").template_count == 3
 
 
+def test_a_file_that_came_to_show_who_was_removed_is_forgotten_too(
+    gallery, pipeline, photos
+) -> None:
+    index(gallery, pipeline, photos)
+    [(identity, _)] = _unnamed(gallery, f"{photos}/Ada/0.jpg")
+    with gallery.writing() as change:
+        change.set_state(identity, NAMED, "Ada")
+    gallery.remove("Ada")
+    shutil.copy(photos / "Ada" / "0.jpg", photos / "Bo" / "0.jpg")
+    report = index(gallery, pipeline, photos)
+    assert report.counts["removed"] == 2 and report.counts["removed_templates"] == 1
+    assert len(rows(gallery)) == count(gallery, FileRow) == 7
+
+
 def _unnamed(gallery: Gallery, source: str) -> list[tuple[int, str]]:
     from gallery.schema import TemplateRow
 
