@@ -20,8 +20,8 @@ GalleryOption = Annotated[
     typer.Option(
         "--gallery",
         "-g",
-        metavar="DIR",
-        help="The gallery's folder.",
+        metavar="DIR|URL",
+        help="The gallery's folder, or postgresql://... on a server.",
         show_default=False,
     ),
 ]
