@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -404,4 +405,23 @@ def test_merging_people_keeps_what_was_said_of_either(gallery: Gallery) -> None:
     assert unknown.suggestion(first) is not None
     gallery.merge("Ada", "A. Lovelace")
     assert unknown.suggestion(first) is None
+    gallery.check()
+
+
+def test_two_runs_at_once_beside_an_indexer_come_to_one_result(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouping, "_COMMIT", 3)
+    for person in range(1, 5):
+        add_person(gallery, person, 5)
+    with ThreadPoolExecutor(3) as threads:
+        runs = [threads.submit(group_unknown, gallery) for _ in range(2)]
+        for person in range(1, 5):
+            add_person(gallery, person, 2, first=10)
+        reports = [run.result() for run in runs]
+    assert sum(sizes(gallery).values()) == 4 * 7
+    last = group_unknown(gallery)
+    assert sorted(sizes(gallery).values()) == [7, 7, 7, 7]
+    assert last.overtaken == 0
+    assert sum(report.joined for report in (*reports, last)) == 4 * 6
     gallery.check()
