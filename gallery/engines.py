@@ -7,8 +7,11 @@ Imports the core, numpy, and faiss when the first engine is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -16,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facerec.errors import ConfigError, GalleryError
+from facerec.runtime import available_threads
 from facerec.types import FloatArray
 
 Kind = Literal["flat", "float16", "int8", "hnsw", "ivf"]
@@ -26,6 +30,8 @@ AUTO_INT8 = 100_000
 """Vectors from which "auto" takes int8, which is exact as well, and a quarter of the memory."""
 
 _CHUNK = 1 << 16
+_WORTH_SHARING = 1 << 24
+"""Numbers to go through, from which the threads share one query."""
 _MOST = 127  # of a signed byte
 _CODED_ABOUT = 0.01
 """Of the codes of the approximate types, which promise nothing."""
@@ -137,9 +143,14 @@ class FlatEngine:
 def search_flat(vectors: FloatArray, queries: FloatArray, k: int) -> tuple[FloatArray, RowArray]:
     """As :meth:`Engine.search`, over (n, d) float32 vectors wherever they lie."""
     faiss = _faiss()
-    with _threads_for(len(queries)):
-        similarities, rows = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return similarities, rows
+
+    def search(start: int, stop: int) -> tuple[FloatArray, RowArray]:
+        part, width = vectors[start:stop], min(k, stop - start)
+        similarities, rows = faiss.knn(queries, part, width, metric=faiss.METRIC_INNER_PRODUCT)
+        rows[rows >= 0] += start
+        return similarities, rows
+
+    return _in_parts(search, vectors.shape, queries, k)
 
 
 class CodedEngine:
@@ -199,9 +210,15 @@ class CodedEngine:
         self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
     ) -> tuple[FloatArray, RowArray]:
         coded, unit = self._coded(queries * self._scale)
-        with _threads_for(len(queries)):
-            params = _only(alive, _faiss().SearchParameters)
-            similarities, rows = self.index.search(coded, k, params=params)
+        count, dim = self.index.ntotal, self.index.d
+
+        def search(start: int, stop: int) -> tuple[FloatArray, RowArray]:
+            within = None if stop - start == count else (start, stop)
+            params = _only(alive, _faiss().SearchParameters, within)
+            found: tuple[FloatArray, RowArray] = self.index.search(coded, k, params=params)
+            return found
+
+        similarities, rows = _in_parts(search, (count, dim), queries, k)
         similarities *= unit
         similarities += (queries @ self._mean)[:, None]
         return similarities, rows
@@ -355,13 +372,61 @@ def require_cuda() -> None:
         )
 
 
-def _only(alive: NDArray[np.bool_] | None, parameters: Any, **values: int) -> Any:
-    """FAISS's search parameters that leave out what is not alive."""
+def _in_parts(
+    search: Callable[[int, int], tuple[FloatArray, RowArray]],
+    shape: tuple[int, ...],
+    queries: FloatArray,
+    k: int,
+) -> tuple[FloatArray, RowArray]:
+    """``search`` over all rows of an index of (n, d); one query's rows shared among threads.
+
+    FAISS gives a query to one thread, which leaves the others idle while it goes through
+    gigabytes. Of a small index the other way round: waking threads would take longer.
+    """
+    count, dim = shape
+    threads = available_threads() if len(queries) == 1 and count * dim >= _WORTH_SHARING else 1
+    if threads == 1:
+        with _threads_for(len(queries)):
+            return search(0, count)
+    bounds = np.linspace(0, count, threads + 1).astype(int).tolist()
+    with _threads_for(1):
+        others = [_pool().submit(_alone, search, *b) for b in pairwise(bounds[1:])]
+        found = [search(bounds[0], bounds[1]), *(other.result() for other in others)]
+    similarities = np.hstack([part[0] for part in found])
+    rows = np.hstack([part[1] for part in found])
+    similarities[rows < 0] = -np.inf
+    best = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarities, best, 1), np.take_along_axis(rows, best, 1)
+
+
+def _alone(
+    search: Callable[[int, int], tuple[FloatArray, RowArray]], start: int, stop: int
+) -> tuple[FloatArray, RowArray]:
+    with _threads_for(1):
+        return search(start, stop)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(available_threads(), thread_name_prefix="facerec-search")
+
+
+def _only(
+    alive: NDArray[np.bool_] | None,
+    parameters: Any,
+    within: tuple[int, int] | None = None,
+    **values: int,
+) -> Any:
+    """FAISS's search parameters that leave out what is not alive, or not ``within`` some rows."""
     faiss = _faiss()
     made = parameters(**values)
+    selector = None if within is None else faiss.IDSelectorRange(*within)
     if alive is not None:
+        living = faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
+        selector = living if selector is None else faiss.IDSelectorAnd(selector, living)
+    if selector is not None:
         # Python keeps what it was set to for as long as the parameters live.
-        made.sel = made.kept = faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
+        made.sel = made.kept = selector
     return made
 
 

@@ -191,6 +191,21 @@ def test_a_cuda_device_finds_the_same_people() -> None:
         assert people.nearest(unit(3, 9, 64), 5) == reference.nearest(unit(3, 9, 64), 5)
 
 
+@pytest.mark.parametrize("kind", EXACT)
+def test_one_query_shared_among_threads_finds_the_same(kind: str, monkeypatch) -> None:
+    vectors = crowd(4, 100, 3, 32)
+    index = table_of(kind, vectors)
+    index.remove(np.arange(1, 200, 3))
+    probes = unit(6, 5, 32)
+    right = [index.search(probe[None], 60) for probe in probes]
+    monkeypatch.setattr(engines, "_WORTH_SHARING", 0)
+    monkeypatch.setattr(engines, "available_threads", lambda: 3)
+    for probe, (similarities, ids) in zip(probes, right, strict=True):
+        shared = index.search(probe[None], 60)
+        assert np.array_equal(shared[1], ids)
+        np.testing.assert_allclose(shared[0], similarities, atol=1e-6)
+
+
 # In a gallery
 
 

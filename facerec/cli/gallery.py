@@ -36,7 +36,9 @@ def gallery_info(gallery: GalleryOption = None, json: JsonOption = False) -> Non
             "read_only": opened.read_only,
             "bytes": _bytes(opened),
         }
-    sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in value["bytes"].items())
+    from rich.filesize import decimal
+
+    sizes = ", ".join(f"{name} {decimal(size)}" for name, size in value["bytes"].items())
     say(
         json,
         value,
