@@ -301,9 +301,10 @@ def scale(lfw: FaceSet, faces: int, work: Path) -> dict:
 
         for view in range(EACH):
             add(crowd.views(rng, centres), np.arange(people), view * people)
-        tell = _Stages()
+        tell, busy = _Stages(), time.process_time()
         report = group_unknown(gallery, progress=tell)
         result |= {"seconds": report.seconds, "stages": tell.stages(), "fmr": report.fmr}
+        result["processor_seconds"] = time.process_time() - busy
         result |= {"joined": report.joined, "groups": report.groups}
         with gallery.reading() as view_of_store:
             batches = list(view_of_store.vectors_since(0, named=False))

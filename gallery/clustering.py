@@ -39,7 +39,7 @@ Progress = Callable[[int, int], object]
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """(m,) first and (m,) second rows, first < second, each pair once, ascending."""
+    """(m,) first and (m,) second rows, first < second, each pair once."""
 
     first: Rows
     second: Rows
@@ -55,6 +55,11 @@ class Pairs:
         width = int(high.max(initial=0)) + 1
         first, second = np.divmod(np.unique((low * width + high)[low != high]), width)
         return Pairs(first, second)
+
+    @property
+    def both(self) -> Rows:
+        """(2 m,) the rows of all pairs."""
+        return np.concatenate([self.first, self.second])
 
     def take(self, which: NDArray[np.bool_]) -> Pairs:
         """Those of them."""
@@ -153,12 +158,35 @@ def average_linkage(
     """
     labels = np.arange(len(vectors)) if start is None else start.astype(np.int64)
     groups = _Groups(vectors, labels, owners)
-    while True:
-        links = groups.candidates(links, apart, threshold)
-        if not len(links):
-            break
-        groups.join(_reciprocal(links, groups.similarities(links), len(vectors)))
+    scored = groups.candidates(links, apart, threshold)
+    while len(scored.pairs):
+        best = _reciprocal(scored, len(vectors))
+        groups.join(best)
+        moved = np.isin(scored.pairs.first, best.both) | np.isin(scored.pairs.second, best.both)
+        again = groups.candidates(scored.pairs.take(moved), apart, threshold)
+        scored = scored.take(~moved).and_(again)
     return _by_lowest_row(groups.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """Pairs of groups, and (m,) the mean cosine between the faces of each two."""
+
+    pairs: Pairs
+    similarities: FloatArray
+
+    def take(self, which: NDArray[np.bool_]) -> _Scored:
+        return _Scored(self.pairs.take(which), self.similarities[which])
+
+    def and_(self, other: _Scored) -> _Scored:
+        """Both, which have no pair in common; in no order."""
+        return _Scored(
+            Pairs(
+                np.concatenate([self.pairs.first, other.pairs.first]),
+                np.concatenate([self.pairs.second, other.pairs.second]),
+            ),
+            np.concatenate([self.similarities, other.similarities]),
+        )
 
 
 class _Groups:
@@ -175,7 +203,7 @@ class _Groups:
         if owners is not None:
             np.maximum.at(self._owners, labels, owners)
 
-    def candidates(self, links: Pairs, apart: Pairs, threshold: float) -> Pairs:
+    def candidates(self, links: Pairs, apart: Pairs, threshold: float) -> _Scored:
         """Pairs of groups that may be joined: linked, alike, not of two owners, not apart.
 
         A pair below the threshold is gone for good: a mean with what one of them is joined to
@@ -189,9 +217,10 @@ class _Groups:
             n = len(self.labels)
             codes, wanted = never.first * n + never.second, links.first * n + links.second
             links = links.take(~np.isin(wanted, codes))
-        return links.take(self.similarities(links) >= threshold)
+        scored = _Scored(links, self._similarities(links))
+        return scored.take(scored.similarities >= threshold)
 
-    def similarities(self, pairs: Pairs) -> FloatArray:
+    def _similarities(self, pairs: Pairs) -> FloatArray:
         """(m,) mean cosine between the faces of two groups."""
         found = np.empty(len(pairs), np.float32)
         for at in range(0, len(pairs), _PAIRS):
@@ -211,9 +240,10 @@ class _Groups:
         self.labels = now[self.labels]
 
 
-def _reciprocal(pairs: Pairs, similarities: FloatArray, n: int) -> Pairs:
+def _reciprocal(scored: _Scored, n: int) -> Pairs:
     """The pairs of which each is the other's most similar; of equals the lowest rows count."""
-    order = np.lexsort((pairs.second, pairs.first, -similarities))
+    pairs = scored.pairs
+    order = np.lexsort((pairs.second, pairs.first, -scored.similarities))
     rank = np.empty(len(pairs), np.int64)
     rank[order] = np.arange(len(pairs))
     best = np.full(n, len(pairs))
