@@ -77,6 +77,10 @@ class IndexFile:
     engine: Engine | None
 
 
+class Erased(OSError):
+    """A removal took away what was written so far."""
+
+
 class IndexWriter:
     """A new index file in the making; nothing is seen of it before :meth:`publish`.
 
@@ -93,8 +97,8 @@ class IndexWriter:
 
     def __enter__(self) -> IndexWriter:
         """Raises OSError."""
-        folder = self._scratch.enter_context(scratch_folder(self.path))
-        self._temporary = folder / self.path.name
+        self._folder = self._scratch.enter_context(scratch_folder(self.path))
+        self._temporary = self._folder / self.path.name
         self._engine_temporary = engine_path(self._temporary)
         return self
 
@@ -111,8 +115,23 @@ class IndexWriter:
     ) -> None:
         """Write rows, and an engine over them if it is not flat. ``vectors``: in pieces.
 
-        Raises OSError.
+        Raises OSError; Erased where a removal came between.
         """
+        try:
+            self._write(header, ids, owners, vectors, engine)
+        except (OSError, GalleryError) as exc:
+            if not self._folder.exists():
+                raise Erased("a removal came between") from exc
+            raise
+
+    def _write(
+        self,
+        header: Header,
+        ids: IdArray,
+        owners: IdArray,
+        vectors: Iterator[FloatArray],
+        engine: Engine | None,
+    ) -> None:
         extra: dict[str, NDArray[Any]] = {}
         about = asdict(header)
         if engine is not None and not isinstance(engine, FlatEngine):

@@ -310,6 +310,9 @@ class LiveIndex:
             self._saved_revision, self._unsaved = state.revision, 0
         except (_Stopped, ContractMismatch):  # closing, or moved to another model meanwhile
             return
+        except indexfile.Erased as exc:
+            if must:
+                raise GalleryError(f"{self._where}: not renewed: {exc}; try again") from exc
         except (OSError, GalleryError) as exc:
             if must:
                 raise GalleryError(f"{self._where}: not renewed: {exc}") from exc

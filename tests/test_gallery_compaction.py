@@ -187,6 +187,34 @@ def test_a_copy_of_the_index_made_while_removals_were_forgotten_is_left_out(
         assert sum(d.match is not None for d in found) == 10
 
 
+def test_a_removal_takes_away_a_copy_in_the_making_and_nobody_is_alarmed(
+    tmp_path, monkeypatch, caplog
+) -> None:
+    from gallery.indexfile import IndexWriter
+
+    with open_gallery(tmp_path / "g") as gallery, open_gallery(tmp_path / "g") as other:
+        fill(gallery, 5)
+        real = IndexWriter._write
+
+        def slow_write(self: IndexWriter, *arguments: object) -> None:
+            monkeypatch.undo()
+            other.remove("person 1")
+            assert {path.name for path in (tmp_path / "g").iterdir()} <= {
+                DB_NAME, f"{DB_NAME}-wal", f"{DB_NAME}-shm"
+            }  # fmt: skip
+            real(self, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(IndexWriter, "_write", slow_write)
+        gallery.live.renew_now()
+        assert not caplog.records
+        monkeypatch.setattr(IndexWriter, "_write", slow_write)
+        other.enroll("person 1", [template(unit(1), "1")])
+        with pytest.raises(GalleryError, match="removal came between"):
+            gallery.rebuild_index()
+        gallery.rebuild_index()
+        assert (tmp_path / "g" / INDEX_NAME).exists()
+
+
 # Clocks and locks
 
 
