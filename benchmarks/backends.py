@@ -3,7 +3,7 @@
     python benchmarks/backends.py --postgres postgresql://USER:PASSWORD@HOST/DATABASE
     python benchmarks/backends.py --postgres ... --milvus vectors.db --templates 10000 100000
 
-Fills a new gallery with people of two templates each (random clustered unit vectors, seeded,
+Fills a new gallery with people of some templates each (random clustered unit vectors, seeded,
 with a crop of 10 kB each), then measures making the index from the database, opening,
 enrolment of one photo, a search and a batch of 64, all through the same Gallery, and that
 every engine names the same people. A gallery has a schema of the database to itself, which is
@@ -36,7 +36,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from facerec.types import EmbeddingContract, FloatArray, ThresholdTable
 from gallery import Gallery, NewTemplate
 
-EACH = 2
 WAIT_S = 11.0
 """Until a search of Milvus need not be a strong one: see gallery.milvus.SETTLED_S."""
 CROP = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 40
@@ -98,10 +97,10 @@ def opening(place: str, about: dict[str, Any], probe: FloatArray) -> float:
         return time.perf_counter() - began
 
 
-def measure(place: str, count: int, dim: int, rounds: int, full: bool) -> dict[str, Any]:
+def measure(place: str, count: int, each: int, dim: int, rounds: int, full: bool) -> dict[str, Any]:
     """full: the gallery is there already, with ``count`` templates."""
     about = {"contract": contract(dim), "thresholds": THRESHOLDS, "pack_name": "benchmark"}
-    vectors = clustered(count // EACH, EACH, dim, seed=1)
+    vectors = clustered(count // each, each, dim, seed=1)
     row: dict[str, Any] = {"templates": count, "fill_per_s": None}
     if not full:
         row["fill_per_s"] = count / fill(place, about, vectors)
@@ -145,7 +144,7 @@ def in_a_process_of_its_own(place: str, options: argparse.Namespace, count: int,
                             full: bool = False) -> dict[str, Any]:  # fmt: skip
     """So that memory is of this engine alone."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (place, count, options.dim, options.rounds, full))
+        return pool.apply(measure, (place, count, options.each, options.dim, options.rounds, full))
 
 
 def on_every_engine(options: argparse.Namespace, count: int) -> Iterator[dict[str, Any]]:
@@ -166,6 +165,7 @@ def main() -> None:
     parser.add_argument("--postgres", metavar="URL", help="an empty database")
     parser.add_argument("--milvus", metavar="ADDRESS", help="http://HOST:PORT, or a .db file")
     parser.add_argument("--templates", type=int, nargs="+", default=[10_000])
+    parser.add_argument("--each", type=int, default=2, help="templates of a person")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--json", type=Path, metavar="FILE")

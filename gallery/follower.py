@@ -1,8 +1,8 @@
 """The index in Milvus: at the store's revision before every answer, for any number of processes.
 
-It stands where :class:`gallery.live.LiveIndex` does in other galleries. Nothing but the
-count of people is kept in this process: Milvus names candidates, and the store says whose
-they are and how similar. So what Milvus has too much does no harm, and what it lacks is seen
+It stands where :class:`gallery.live.LiveIndex` does in other galleries. Next to nothing
+is kept in this process: Milvus names candidates, and the store says whose they are and how
+similar. So what Milvus has too much does no harm, and what it lacks is seen
 by the revision that its collection is marked with. Whoever notices that it is behind brings
 it up, one process at a time. Imports the core, numpy, and this package's store, lookups,
 people and milvus.
@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,10 @@ _log = logging.getLogger(__name__)
 _FIRST_WIDTH = 32
 _FILL = 4096
 """Templates that are read, sent and marked at a time while a collection is filled."""
+_COUNT_ALWAYS = 20_000
+"""People of a gallery that are counted after every change; of a larger one they are once a
+share of _COUNT_TOLERANCE may have come or gone: error rates depend on it no more than that."""
+_COUNT_TOLERANCE = 1e-3
 _REPORT_S = 10.0
 _UNKNOWN = -1
 
@@ -146,7 +150,7 @@ class MilvusIndex:
                 return  # another process is at it
             mark = self._bring_up(self._store.revision())
             with self._store.reading() as view:
-                self._catch_up(view, mark.revision)
+                self._catch_up(view, mark)
                 if self._holds_all_of(view):
                     return
             _log.warning("%s: the index in Milvus differed; rebuilt", self._store.name)
@@ -186,9 +190,11 @@ class MilvusIndex:
         while True:
             with self._alone() as mine:
                 if mine:
-                    self._bring_up(revision)
+                    mark = self._bring_up(revision)
                     break
-            if self._has(revision, self._collection.mark()):
+            found = self._collection.mark()
+            if found is not None and self._has(revision, found):
+                mark = found
                 break
             if time.monotonic() > deadline:
                 raise GalleryError(
@@ -197,17 +203,16 @@ class MilvusIndex:
                 )
             time.sleep(0.02)
         self._collection.look_at_index()
-        with self.lookups() as store:
-            people = store.count_owners()
-        self._state = MilvusState(MilvusPeople(self, self._collection, people), revision)
+        people = MilvusPeople(self, self._collection, mark.people)
+        self._state = MilvusState(people, revision)
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
         with self._database.alone(self._collection.name) as mine:
             yield mine
 
-    def _has(self, revision: int, mark: Mark | None) -> bool:
-        if mark is None or not mark.done or mark.revision < revision:
+    def _has(self, revision: int, mark: Mark) -> bool:
+        if not mark.done or mark.revision < revision:
             return False
         # Ahead of what the store ever was: the store went back, and the collection is wrong.
         return mark.revision == revision or mark.revision <= self._store.revision()
@@ -224,11 +229,11 @@ class MilvusIndex:
                 mark = Mark(view.revision(), 0)
                 self._collection.set_mark(mark)
         if not mark.done:
-            self._fill(mark)
+            mark = self._fill(mark)
         with self._store.reading() as view:
-            return self._catch_up(view, mark.revision)
+            return self._catch_up(view, mark)
 
-    def _fill(self, mark: Mark) -> None:
+    def _fill(self, mark: Mark) -> Mark:
         """From where it was left, in the order of ids; what changes meanwhile is caught up with."""
         began = told = time.monotonic()
         position, count = mark.position, 0
@@ -245,17 +250,30 @@ class MilvusIndex:
                 _log.warning("%s: %s vectors sent to Milvus, %.0f a second",
                              self._store.name, f"{count:,}", count / (told - began))  # fmt: skip
         self._collection.settle(now=True)
-        self._collection.set_mark(Mark(mark.revision))
+        with self.lookups() as store:
+            filled = Mark(mark.revision, people=store.count_people(), counted=mark.revision)
+        self._collection.set_mark(filled)
+        return filled
 
-    def _catch_up(self, view: ReadTransaction, since: int) -> Mark:
-        mark = Mark(view.revision())
-        if mark.revision != since:
-            gone = [view.removed_since(since), view.left_since(since, named=True)]
-            self._collection.remove(np.concatenate(gone))
-            for batch in view.vectors_since(since):
-                self._collection.put(batch)
-            self._collection.settle()
-            self._collection.set_mark(mark)
+    def _catch_up(self, view: ReadTransaction, mark: Mark) -> Mark:
+        revision, since = view.revision(), mark.revision
+        if revision == since:
+            return mark
+        gone = [view.removed_since(since), view.left_since(since, named=True)]
+        self._collection.remove(np.concatenate(gone))
+        for batch in view.vectors_since(since):
+            self._collection.put(batch)
+        self._collection.settle()
+        reached = self._counted(view, Mark(revision, people=mark.people, counted=mark.counted))
+        self._collection.set_mark(reached)
+        return reached
+
+    def _counted(self, view: ReadTransaction, mark: Mark) -> Mark:
+        """With its people counted, unless that is long and cannot matter."""
+        store = Lookups(view)
+        few = mark.people < _COUNT_ALWAYS or not view.remembers(mark.counted)
+        if few or store.count_changes(mark.counted) > _COUNT_TOLERANCE * mark.people:
+            return replace(mark, people=store.count_people(), counted=mark.revision)
         return mark
 
 
@@ -267,7 +285,7 @@ class MilvusPeople:
         self._collection = collection
         self._made_at = time.monotonic()
         self.people = people
-        """With at least one template."""
+        """With at least one template; of many, give or take a thousandth."""
 
     @property
     def _strong(self) -> bool:

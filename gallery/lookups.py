@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Executable, Row, distinct, func, select
+from sqlalchemy import Executable, Row, func, select
 
 from gallery.records import ReadTransaction, VectorBatch
-from gallery.schema import NAMED, EmbeddingRow, IdentityRow, TemplateRow
+from gallery.schema import NAMED, EmbeddingRow, IdentityRow, RemovalRow, TemplateRow
 
 _AT_ONCE = 4096
 """Ids of one statement."""
@@ -45,10 +45,22 @@ class Lookups:
         query = self._vectors().where(TemplateRow.id > template_id).limit(count)
         return self._view.batch(self._rows(query))
 
-    def count_owners(self) -> int:
-        """People with at least one vector."""
-        query = self._of_ours(select(func.count(distinct(TemplateRow.identity_id))))
+    def count_people(self) -> int:
+        """People with at least one vector. This takes a second for a million."""
+        vector = select(EmbeddingRow.template_id).join(
+            TemplateRow, TemplateRow.id == EmbeddingRow.template_id
+        ).where(
+            TemplateRow.identity_id == IdentityRow.id,
+            EmbeddingRow.generation == self._view.generation,
+        )  # fmt: skip
+        query = select(func.count()).where(IdentityRow.state == NAMED, vector.exists())
         return int(self._view.connection.execute(query).scalar_one())
+
+    def count_changes(self, revision: int) -> int:
+        """Templates that writes after ``revision`` added, removed, or gave to somebody else."""
+        added = select(func.count()).where(TemplateRow.revision > revision).scalar_subquery()
+        gone = select(func.count()).where(RemovalRow.revision > revision).scalar_subquery()
+        return int(self._view.connection.execute(select(added + gone)).scalar_one())
 
     def _vectors(self) -> Any:
         columns = select(TemplateRow.id, TemplateRow.identity_id, EmbeddingRow.vector)

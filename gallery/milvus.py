@@ -34,7 +34,7 @@ _BATCH_BYTES = 16 * 1024 * 1024
 _FLUSH_AFTER = 1000
 """Rows written until Milvus is asked to seal them: Milvus Lite searches loose rows slowly."""
 _DONE = (1 << 63) - 1
-_REVISION_ROW, _POSITION_ROW = -1, -2
+_MARK_ROWS = (-1, -2, -3, -4)  # the fields of a Mark, in the place of an owner
 _ENTRIES, _MARKS = "_default", "marks"  # partitions
 _INDEXES: dict[str, tuple[str, dict[str, Any]]] = {
     "flat": ("FLAT", {}),
@@ -61,10 +61,15 @@ class CollectionGone(GalleryError):
 
 @dataclass(frozen=True)
 class Mark:
-    """Of which revision of the store a collection is, and up to which id it was filled."""
+    """Of which revision of the store a collection is, and up to which id it was filled.
+
+    people: how many have a template, by a count of the revision ``counted``.
+    """
 
     revision: int
     position: int = _DONE
+    people: int = 0
+    counted: int = 0
 
     @property
     def done(self) -> bool:
@@ -117,22 +122,23 @@ class MilvusCollection:
             if not self.attach():
                 return None
             values = self._marks()  # it was there, and had only to be loaded
-        if values.keys() != {_REVISION_ROW, _POSITION_ROW}:
+        if values.keys() != set(_MARK_ROWS):
             return None
-        return Mark(values[_REVISION_ROW], values[_POSITION_ROW])
+        return Mark(*(values[row] for row in _MARK_ROWS))
 
     def _marks(self) -> dict[int, int]:
         rows = self._call(
-            "query", self.name, ids=[_REVISION_ROW, _POSITION_ROW], output_fields=["owner"],
+            "query", self.name, ids=list(_MARK_ROWS), output_fields=["owner"],
             partition_names=[_MARKS], consistency_level="Strong",
         )  # fmt: skip
         return {int(row["id"]): int(row["owner"]) for row in rows}
 
     def set_mark(self, mark: Mark) -> None:
         nowhere = np.zeros(self.dim, np.float32)
+        values = (mark.revision, mark.position, mark.people, mark.counted)
         rows = [
-            {"id": _REVISION_ROW, "owner": mark.revision, "vector": nowhere},
-            {"id": _POSITION_ROW, "owner": mark.position, "vector": nowhere},
+            {"id": row, "owner": value, "vector": nowhere}
+            for row, value in zip(_MARK_ROWS, values, strict=True)
         ]
         self._call("upsert", self.name, rows, partition_name=_MARKS)
 

@@ -164,7 +164,7 @@ def test_a_collection_that_cannot_be_relied_on_is_made_anew(
         collection.remove(np.arange(5, 13))
         collection.set_mark(Mark(gallery.revision, 4))
     else:
-        collection._client.delete(collection.name, ids=[-1, -2], partition_name="marks")
+        collection._client.delete(collection.name, ids=[-1], partition_name="marks")
     if damage == "dropped":
         assert agrees(gallery)  # while it is open, too
     with open_at(place) as again:
@@ -234,6 +234,28 @@ def test_vectors_of_a_model_that_was_left_do_not_stay(
     assert not old.attach() and stranger.attach()
     old.close()
     stranger.close()
+
+
+def test_people_are_counted_after_every_change_or_once_it_matters(
+    place: str, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def people() -> int:
+        return gallery.identify(PROBES[:1])[0].people
+
+    fill(gallery, 10)
+    _, [only] = gallery.enroll("one", [template(unit(70), "o")])
+    assert people() == 11
+    gallery.remove_template(only)
+    assert people() == 10, "of people without a template nobody is found"
+    monkeypatch.setattr(follower, "_COUNT_ALWAYS", 5)
+    monkeypatch.setattr(follower, "_COUNT_TOLERANCE", 0.2)
+    for i in range(2):
+        gallery.enroll(f"few {i}", [template(unit(80 + i), f"f{i}")])
+    assert people() == 10
+    gallery.enroll("enough", [template(unit(90), "e")])
+    assert people() == 13
+    with open_at(place) as again:
+        assert again.identify(PROBES[:1])[0].people == 13
 
 
 def test_threads_search_while_others_write(gallery: Gallery) -> None:
