@@ -81,8 +81,9 @@ class MilvusIndex:
         self._one_update = threading.Lock()
         self._state = MilvusState(MilvusPeople(self, self._collection, 0), _UNKNOWN)
         try:
-            # Of a model that does not answer any more: nobody would remove people from those.
-            self._collection.drop_others(family)
+            if not store.read_only:
+                # Of a model that does not answer any more: nobody would remove people from those.
+                self._collection.drop_others(family)
             self._collection.attach()
             self.refresh()
         except BaseException:
@@ -145,6 +146,8 @@ class MilvusIndex:
 
     def check(self) -> None:
         """Rebuild the collection unless it holds just the store's templates."""
+        if self._store.read_only:
+            return
         with self._one_update, self._alone() as mine:
             if not mine:
                 return  # another process is at it
@@ -188,18 +191,20 @@ class MilvusIndex:
         """Return once the collection has all of ``revision``, by whomever."""
         deadline = time.monotonic() + self._timeout_s
         while True:
-            with self._alone() as mine:
-                if mine:
-                    mark = self._bring_up(revision)
-                    break
+            if not self._store.read_only:
+                with self._alone() as mine:
+                    if mine:
+                        mark = self._bring_up(revision)
+                        break
             found = self._collection.mark()
             if found is not None and self._has(revision, found):
                 mark = found
                 break
             if time.monotonic() > deadline:
                 raise GalleryError(
-                    f"{self._collection.address}: another process is still filling Milvus with "
-                    "this gallery's vectors. The database is unharmed; try again later."
+                    f"{self._collection.address}: Milvus has not got all of this gallery's vectors "
+                    "yet: another process, one that may write the gallery, has to bring it up. "
+                    "The database is unharmed; try again later."
                 )
             time.sleep(0.02)
         self._collection.look_at_index()
@@ -214,6 +219,8 @@ class MilvusIndex:
     def _has(self, revision: int, mark: Mark) -> bool:
         if not mark.done or mark.revision < revision:
             return False
+        if self._store.read_only:
+            return True  # a standby may be behind Milvus, and has no say in what is there
         # Ahead of what the store ever was: the store went back, and the collection is wrong.
         return mark.revision == revision or mark.revision <= self._store.revision()
 

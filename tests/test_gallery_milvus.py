@@ -172,6 +172,26 @@ def test_a_collection_that_cannot_be_relied_on_is_made_anew(
         again.check()
 
 
+def test_who_may_only_look_changes_nothing_in_milvus(
+    place: str, gallery: Gallery, collection: MilvusCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process on a standby server, which is behind the database that Milvus follows."""
+    from gallery.postgres import PostgresDatabase
+
+    fill(gallery, 4)
+    monkeypatch.setattr(PostgresDatabase, "allow_writing", lambda self: None)
+    ahead = collection.mark()
+    assert ahead is not None
+    collection.set_mark(Mark(ahead.revision + 5, people=4, counted=ahead.counted))
+    with open_at(place) as standby:
+        assert standby.read_only and agrees(standby)
+        standby.check()
+    assert collection.mark() == Mark(ahead.revision + 5, people=4, counted=ahead.counted)
+    collection.set_mark(Mark(ahead.revision - 1))
+    with pytest.raises(GalleryError, match="one that may write the gallery, has to bring it up"):
+        open_at(place.replace("timeout=20", "timeout=1"))
+
+
 @pytest.mark.parametrize("damage", ["missing", "foreign", "owner", "vector"])
 def test_a_check_finds_what_differs_and_mends_it(
     gallery: Gallery, collection: MilvusCollection, damage: str
