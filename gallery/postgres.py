@@ -1,8 +1,8 @@
-"""PostgreSQL: connections, creation, compaction, and its errors in our words.
+"""PostgreSQL: connections, creation, compaction.
 
 All that is particular to PostgreSQL lives here: what :mod:`gallery.database` asks for.
-Imports the core, SQLAlchemy, and this package's schema and location; psycopg as the
-first connection is opened.
+Imports the core, SQLAlchemy, and this package's schema, location and errors in words
+(:mod:`gallery.postgreserrors`); psycopg as the first connection is opened.
 
 Writers take turns by the lock of the gallery's own row. Nothing here waits for ever: the
 server cancels a statement after the location's ``timeout_s``, and where the server itself
@@ -20,11 +20,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, create_engine, inspect, select, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from facerec.errors import ConfigError, GalleryError, StoreCorrupt
+from facerec.errors import ConfigError, GalleryError
 from gallery.database import COMPACT_BYTES
 from gallery.location import Location
+from gallery.postgreserrors import UNCHANGED, translated
 from gallery.schema import Base, MetaRow
 
 CONNECT_TIMEOUT_S = 10.0
@@ -38,26 +38,6 @@ _GRACE_S = 2.0
 _MARK = "facerec gallery"
 """Comment on the gallery's table, by which it is told from another program's."""
 _CREATING = 0x46524543  # of the advisory lock: "FREC"
-_UNCHANGED = "The gallery is unchanged."
-_PERHAPS = (
-    "A change that was being made is undone, unless it had just been committed: look before "
-    "you make it again."
-)
-_SENTENCES = {
-    "53100": "the server's disk is full. {unchanged} Make room and retry.",
-    "55P03": "another process has been using it for too long. {unchanged}",
-    "40P01": "another process was in the way. {unchanged} Retry.",
-    "40001": "another process was in the way. {unchanged} Retry.",
-    "57014": "no answer within {timeout:g} s, the URL's timeout=. {unchanged}",
-    "25006": "the database is read-only here. {unchanged}",
-    "25P03": "this process took too long in the middle of a change. {unchanged}",
-    "42501": "this user may not do that ({said}). {unchanged}",
-    "28P01": "user or password is wrong ({said}).",
-    "28000": "this user may not connect ({said}).",
-    "3D000": "there is no such database ({said}). Make it first, for instance with createdb.",
-    "53300": "the server has no connection left ({said}). Raise its max_connections.",
-}
-_DAMAGED = ("XX001", "XX002", "42P01", "42703", "22021")
 
 
 class PostgresDatabase:
@@ -92,7 +72,7 @@ class PostgresDatabase:
         if self.read_only:
             raise GalleryError(
                 f"{self.name}: the gallery is read-only here: this user may not change it, or "
-                f"the server is a standby. {_UNCHANGED}"
+                f"the server is a standby. {UNCHANGED}"
             )
         with translated(self._location), self._changes.begin() as connection:
             # Should this process stop here, the server is not to wait for it for ever.
@@ -360,58 +340,3 @@ def _patient(connection: Connection) -> Iterator[None]:
         raise
     finally:
         psycopg_connection.patience_s = usual
-
-
-@contextmanager
-def translated(location: Location) -> Iterator[None]:
-    """Raise what SQLAlchemy and psycopg raise as an error of our tree, in a sentence."""
-    try:
-        yield
-    except SQLAlchemyError as exc:
-        raise _explained(location, exc) from exc
-
-
-def _explained(location: Location, exc: SQLAlchemyError) -> GalleryError:
-    original: Any = exc.orig if isinstance(exc, DBAPIError) else exc
-    said = str(original).strip().splitlines()[0] if str(original).strip() else "no reason given"
-    state = getattr(original, "sqlstate", None) or _state_of_refusal(said)
-    if state in _DAMAGED:
-        return StoreCorrupt(
-            f"{location}: the database is damaged ({said}). Restore it from a backup of the "
-            "server, or import an export into another."
-        )
-    if state in _SENTENCES:
-        sentence = _SENTENCES[state].format(
-            unchanged=_UNCHANGED, said=said, timeout=location.timeout_s
-        )
-        return GalleryError(f"{location}: {sentence}")
-    if state is None or state.startswith(("08", "57P")):
-        return _lost(location, said, exc)
-    return GalleryError(f"{location}: the database refused: {said}. {_UNCHANGED}")
-
-
-def _state_of_refusal(said: str) -> str | None:
-    """Of an error while connecting, which comes without its code: by what libpq says."""
-    known = {
-        "password authentication failed": "28P01",
-        "no password supplied": "28P01",
-        "no pg_hba.conf entry": "28000",
-        "too many clients": "53300",
-        "remaining connection slots": "53300",
-    }
-    if 'database "' in said and said.endswith("does not exist"):
-        return "3D000"
-    if 'role "' in said and said.endswith("does not exist"):
-        return "28000"
-    return next((state for words, state in known.items() if words in said), None)
-
-
-def _lost(location: Location, said: str, exc: SQLAlchemyError) -> GalleryError:
-    if "wait timeout" in said or "timeout expired" in said:
-        return GalleryError(f"{location}: the server does not answer. {_PERHAPS}")
-    if isinstance(exc, DBAPIError) and exc.connection_invalidated:
-        return GalleryError(f"{location}: the connection was lost ({said}). {_PERHAPS}")
-    return GalleryError(
-        f"{location}: the server cannot be reached ({said}). {_UNCHANGED} Does it run, and is "
-        "the address right?"
-    )
