@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,9 +24,11 @@ from facerec.errors import ConfigError, FacerecError
 
 if TYPE_CHECKING:
     from facerec.config import Settings
+    from facerec.pipeline import Pipeline
     from gallery.crew import Crew
     from gallery.index_report import IndexReport
     from gallery.indexer import Indexer
+    from gallery.photo_work import LookOptions
     from gallery.sources import Sources
 
 _INTERRUPTED = 130
@@ -38,7 +40,7 @@ def index(
     sources: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[SOURCE...]",
+            metavar="SOURCE...",
             help="Folders, photos, zip and tar archives, videos.",
             show_default=False,
         ),
@@ -84,6 +86,15 @@ def index(
             "--retry", help="Look again at photos that were refused, failed or were removed."
         ),
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS|local",
+            help="Look at photos on a Ray cluster; local starts one on this machine.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Index a collection: every photo once, however often this is run.
@@ -106,11 +117,15 @@ def index(
         raise ConfigError(f"--video-fps lies between 0 and 1000, got {video_fps:g}")
     if watch and lists:
         raise ConfigError("--watch looks after folders; run a --manifest again when it changes")
+    if ray is not None:
+        from gallery.ray_cluster import check_address
+
+        check_address(ray)
     naming = Naming(by_folder=by_folder, person=person)
     settings = settings_for(gallery=gallery, pack=pack, device=device)
     with (
         _stoppable() as stop,
-        _opened(settings, naming, lists, video_fps, force=force, retry=retry) as indexer,
+        _opened(settings, naming, lists, video_fps, ray, force=force, retry=retry) as indexer,
     ):
 
         def run(only: Collection[Path] | None = None) -> int:
@@ -158,17 +173,16 @@ def _opened(
     naming: Any,
     manifests: list[Path],
     video_fps: float,
+    ray: str | None,
     *,
     force: bool,
     retry: bool,
 ) -> Iterator[Indexer]:
     """An indexer on the settings' gallery; the first photo that needs the models loads them."""
     from facerec.quality import Gate
-    from facerec.runtime import available_threads
-    from gallery.crew import Threads
     from gallery.indexer import Indexer
     from gallery.opening import open_before_pack
-    from gallery.photo_work import LookOptions, PhotoWork
+    from gallery.photo_work import LookOptions
 
     options = LookOptions(
         one_person=bool(manifests) or naming.by_folder or naming.person is not None,
@@ -178,14 +192,38 @@ def _opened(
         video_fps=video_fps,
     )
     opened, load = open_before_pack(settings, create=True)
-    with opened:
-        crew: Crew = Threads(
-            lambda: PhotoWork(load(1), options), settings.threads or available_threads()
-        )
-        try:
-            yield Indexer(opened, crew, force=force, retry=retry)
-        finally:
-            crew.close()
+    with opened, _crew(settings, load, options, ray) as crew:
+        yield Indexer(opened, crew, force=force, retry=retry)
+
+
+@contextmanager
+def _crew(
+    settings: Settings,
+    load: Callable[[int | None], Pipeline],
+    options: LookOptions,
+    ray: str | None,
+) -> Iterator[Crew]:
+    """Threads of this process, or Ray workers; either look at photos on one thread each."""
+    from facerec.runtime import available_threads
+    from gallery.crew import Threads
+    from gallery.photo_work import PhotoWork
+
+    threads = settings.threads or available_threads()
+    if ray is not None:
+        from gallery.opening import choose_pack
+        from gallery.ray_crew import ray_crew
+
+        pack, device = choose_pack(settings), settings.device
+        with ray_crew(
+            ray, pack, options, device=device, workers=settings.threads, cpus=threads
+        ) as crew:
+            yield crew
+        return
+    ours = Threads(lambda: PhotoWork(load(1), options), threads)
+    try:
+        yield ours
+    finally:
+        ours.close()
 
 
 @contextmanager
