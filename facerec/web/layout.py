@@ -42,7 +42,7 @@ Handler = Callable[..., dict[Any, Any]]
 
 def build_pages(service: Service) -> Any:
     """The Gradio application over ``service``."""
-    from facerec.web import page_enrol, page_identify, page_people, page_verify
+    from facerec.web import page_enrol, page_identify, page_people, page_unknown, page_verify
 
     with _Pages(
         title="facerec",
@@ -55,6 +55,7 @@ def build_pages(service: Service) -> Any:
             page_enrol.add(service, head)
             page_verify.add(service)
             page_people.add(service, head)
+            page_unknown.add(service, head)
         foot = gr.HTML(padding=False)
 
         def load() -> dict[Any, Any]:

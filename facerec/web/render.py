@@ -18,6 +18,8 @@ from facerec.web.views import (
     Draft,
     Enrolment,
     FaceView,
+    GroupsPage,
+    GroupView,
     Identification,
     PeoplePage,
     PersonRow,
@@ -289,16 +291,17 @@ def people(page: PeoplePage) -> str:
         )
         return notice("plain", text)
     rows = "".join(_person_row(row) for row in page.rows)
+    return f'<ul class="fr-people">{rows}</ul>{_pager(page)}'
+
+
+def _pager(page: PeoplePage | GroupsPage) -> str:
+    if page.total <= page.size:
+        return ""
     last = page.offset + len(page.rows)
-    pager = ""
-    if page.total > page.size:
-        back = _button("Previous", "offset", page.offset - page.size, off=page.offset == 0)
-        on = _button("Next", "offset", page.offset + page.size, off=last >= page.total)
-        pager = (
-            f'<nav class="fr-pager">{back}<span>{page.offset + 1}–{last} of {page.total:,}'
-            f"</span>{on}</nav>"
-        )
-    return f'<ul class="fr-people">{rows}</ul>{pager}'
+    back = _button("Previous", "offset", page.offset - page.size, off=page.offset == 0)
+    on = _button("Next", "offset", page.offset + page.size, off=last >= page.total)
+    where = f"{page.offset + 1}–{last} of {page.total:,}"
+    return f'<nav class="fr-pager">{back}<span>{where}</span>{on}</nav>'
 
 
 def _person_row(row: PersonRow) -> str:
@@ -336,6 +339,42 @@ def _template(template: TemplateView, doubtful: bool) -> str:
         f'<li class="fr-card">{_crop(template.crop)}<div class="fr-file" title="{source}">{source}'
         f"</div><small>{template.created_at:%Y-%m-%d}</small><div>{buttons}</div></li>"
     )
+
+
+def groups(page: GroupsPage) -> str:
+    """A page of groups as escaped HTML, with some faces of each."""
+    single = f"<p>{count(page.single, 'single face')} more.</p>" if page.single else ""
+    if not page.rows:
+        return notice("plain", "No unknown faces are grouped yet.") + single
+    rows = "".join(
+        f'<li><button type="button" class="fr-person" data-group="{row.id}">'
+        f"{''.join(map(_crop, row.crops))}<span><b>{escape(row.name)}</b><small>"
+        f"{count(row.faces, 'face')}{_probably(row.probably)}</small></span></button></li>"
+        for row in page.rows
+    )
+    return f'<ul class="fr-people">{rows}</ul>{_pager(page)}{single}'
+
+
+def group(view: GroupView) -> str:
+    """A group in full, each face with a button to say that it is somebody else."""
+    more = view.faces - len(view.templates)
+    reason = (
+        f"<p>Probably {escape(view.probably)}: {escape(view.reason)}</p>" if view.probably else ""
+    )
+    faces = "".join(
+        f'<li class="fr-card">{_crop(t.crop)}<div class="fr-file" title="{escape(t.source)}">'
+        f"{escape(t.source)}</div><div>{_button('Somebody else', 'split', t.id)}</div></li>"
+        for t in view.templates
+    )
+    return (
+        f'<section><h2 class="fr-name">{escape(view.name)}</h2><p>{count(view.faces, "face")}'
+        f"{f', {more:,} of them not shown' if more else ''}</p>{reason}"
+        f'<ul class="fr-templates">{faces}</ul></section>'
+    )
+
+
+def _probably(name: str | None) -> str:
+    return f", probably {escape(name)}" if name else ""
 
 
 # Small parts

@@ -30,6 +30,7 @@ from facerec.errors import (
 from facerec.image import DEFAULT_MAX_PIXELS, load_image, to_jpeg
 from facerec.pipeline import Pipeline
 from facerec.types import Decision, EnrolResult, Face, FloatArray, Rejection, RGBImage
+from facerec.web.unknown import UnknownService
 from facerec.web.views import (
     About,
     CandidateView,
@@ -98,6 +99,7 @@ class Service:
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         self._gallery = gallery
+        self.unknown = UnknownService(gallery)
         self._pipeline = pipeline
         self._keep_crops = keep_crops
         self._max_pixels = max_pixels

@@ -189,3 +189,37 @@ class PersonView:
     created_at: datetime
     metadata: tuple[tuple[str, str], ...]
     templates: tuple[TemplateView, ...]
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """A group of unknown faces in the list. crops: JPEGs of some. probably: whom it resembles."""
+
+    id: int
+    name: str
+    faces: int
+    crops: tuple[bytes | None, ...]
+    probably: str | None
+
+
+@dataclass(frozen=True)
+class GroupsPage:
+    """One page of the list. total: groups; single: faces that belong to none."""
+
+    rows: tuple[GroupRow, ...]
+    total: int
+    single: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """A group in full: the first of its faces. probably: whom it resembles, and why."""
+
+    id: int
+    name: str
+    faces: int
+    probably: str | None
+    reason: str
+    templates: tuple[TemplateView, ...]
