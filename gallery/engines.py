@@ -30,6 +30,9 @@ AUTO_INT8 = 100_000
 """Vectors from which "auto" takes int8, which is exact as well, and a quarter of the memory."""
 
 _CHUNK = 1 << 16
+BATCH = 8
+"""Queries from which products of whole matrices are faster than going through rows."""
+_FIRST_PRODUCT, _PRODUCT = 1 << 12, 1 << 16
 _WORTH_SHARING = 1 << 24
 """Numbers to go through, from which the threads share one query."""
 _MOST = 127  # of a signed byte
@@ -142,6 +145,8 @@ class FlatEngine:
 
 def search_flat(vectors: FloatArray, queries: FloatArray, k: int) -> tuple[FloatArray, RowArray]:
     """As :meth:`Engine.search`, over (n, d) float32 vectors wherever they lie."""
+    if len(queries) >= BATCH:
+        return _search_by_product(vectors, queries, k)
     faiss = _faiss()
 
     def search(start: int, stop: int) -> tuple[FloatArray, RowArray]:
@@ -151,6 +156,30 @@ def search_flat(vectors: FloatArray, queries: FloatArray, k: int) -> tuple[Float
         return similarities, rows
 
     return _in_parts(search, vectors.shape, queries, k)
+
+
+def _search_by_product(
+    vectors: FloatArray, queries: FloatArray, k: int
+) -> tuple[FloatArray, RowArray]:
+    """The same by matrix products, some rows at a time: several times as fast as FAISS here.
+
+    Once there are k, only scores above the k-th are looked at, and these are few.
+    """
+    similarities = np.full((len(queries), k), -np.inf, np.float32)
+    rows = np.full((len(queries), k), -1, np.int64)
+    stop = 0
+    while stop < len(vectors):
+        start, stop = stop, min(len(vectors), stop + (_PRODUCT if stop else _FIRST_PRODUCT))
+        scores = queries @ vectors[start:stop].T  # (Q, b); NaN for a removed row
+        better = scores > similarities[:, -1:]
+        for query in np.flatnonzero(better.any(axis=1)):
+            at = np.flatnonzero(better[query])
+            merged = np.concatenate([similarities[query], scores[query, at]])
+            named = np.concatenate([rows[query], at + start])
+            best = np.argpartition(-merged, k - 1)[:k]
+            best = best[np.argsort(-merged[best])]
+            similarities[query], rows[query] = merged[best], named[best]
+    return similarities, rows
 
 
 class CodedEngine:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facerec.types import FloatArray
-from gallery.engines import Engine, rounding, search_flat
+from gallery.engines import BATCH, CodedEngine, Engine, rounding, search_flat
 from gallery.table import Growing, VectorTable
 
 IdArray = NDArray[np.int64]
@@ -208,8 +208,12 @@ class TableIndex:
         parts = []
         if len(base) > self._removed_from_base:
             assert self._engine is not None
-            alive = self._alive.array[: len(base)] if self._removed_from_base else None
-            parts.append(self._engine.search(queries, min(k, len(base)), alive))
+            if len(queries) >= BATCH and isinstance(self._engine, CodedEngine):
+                # Many queries wait for arithmetic, not for memory, of which codes save some.
+                parts.append(search_flat(base, queries, min(k, len(base))))
+            else:
+                alive = self._alive.array[: len(base)] if self._removed_from_base else None
+                parts.append(self._engine.search(queries, min(k, len(base)), alive))
         if len(tail):
             similarities, rows = search_flat(tail, queries, min(k, len(tail)))
             rows[rows >= 0] += len(base)

@@ -191,6 +191,24 @@ def test_a_cuda_device_finds_the_same_people() -> None:
         assert people.nearest(unit(3, 9, 64), 5) == reference.nearest(unit(3, 9, 64), 5)
 
 
+@given(st.integers(0, 2**20), st.integers(1, 60), st.sets(st.integers(0, 59), max_size=59))
+@settings(max_examples=40, deadline=None)
+def test_a_batch_by_products_is_what_faiss_finds(seed: int, k: int, removed: set[int]) -> None:
+    vectors = cone(seed, 60, 16, 1.0)
+    vectors[sorted(removed)] = np.nan
+    queries = unit(seed + 1, engines.BATCH, 16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "_FIRST_PRODUCT", 7)
+        patch.setattr(engines, "_PRODUCT", 11)
+        similarities, rows = engines.search_flat(vectors, queries, k)
+    for query, similar, found in zip(queries, similarities, rows, strict=True):
+        theirs = engines.search_flat(vectors, query[None], k)
+        there = theirs[1][0] >= 0
+        assert (found >= 0).sum() == there.sum() == min(k, 60 - len(removed))
+        np.testing.assert_allclose(similar[: there.sum()], theirs[0][0][there], atol=1e-6)
+        assert not removed & set(found.tolist())
+
+
 @pytest.mark.parametrize("kind", EXACT)
 def test_one_query_shared_among_threads_finds_the_same(kind: str, monkeypatch) -> None:
     vectors = crowd(4, 100, 3, 32)
