@@ -23,15 +23,24 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     Others for the same target that no process holds any more go at once. Raises OSError.
     """
     sweep(target.absolute().parent, target.name)
-    folder = Path(
-        tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_ENDING, dir=target.absolute().parent)
-    )
-    held = _hold(folder)
+    folder, held = _make(target)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if held is not None:
+            os.close(held)
+
+
+def _make(target: Path) -> tuple[Path, int | None]:
+    """A new folder, and what holds it."""
+    parent = target.absolute().parent
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_ENDING, dir=parent))
+        with suppress(FileNotFoundError, BlockingIOError):  # another sweeps it away: again
+            held = _hold(folder)
+            if held is None or folder.exists():
+                return folder, held
             os.close(held)
 
 
@@ -42,7 +51,9 @@ def sweep(parent: Path, name: str | None = None, *, in_use: bool = False) -> Non
     """
     with suppress(OSError):
         for folder in parent.glob(f".{'*' if name is None else escape(name)}.*{_ENDING}"):
-            held = _hold(folder)
+            held = None
+            with suppress(FileNotFoundError, BlockingIOError):
+                held = _hold(folder)
             # Windows refuses to remove what is in use.
             if held is not None or in_use or os.name == "nt":
                 shutil.rmtree(folder, ignore_errors=True)
@@ -51,7 +62,10 @@ def sweep(parent: Path, name: str | None = None, *, in_use: bool = False) -> Non
 
 
 def _hold(folder: Path) -> int | None:
-    """Lock the folder for as long as this process lives; None where that cannot be."""
+    """Lock the folder for as long as this process lives; None where there are no such locks.
+
+    Raises BlockingIOError where another has it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -59,7 +73,9 @@ def _hold(folder: Path) -> int | None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as exc:
         os.close(handle)
+        if isinstance(exc, BlockingIOError):
+            raise
         return None
     return handle

@@ -516,3 +516,31 @@ def test_a_statement_that_takes_for_ever_can_be_stopped(tmp_path: Path) -> None:
         with pytest.raises(Interrupt):
             run_with_ticks(connection, lambda raw: raw.execute(endless).fetchall(), tick)
         assert connection.exec_driver_sql("SELECT 7").scalar_one() == 7
+
+
+def test_sweeping_takes_no_folder_that_somebody_holds(tmp_path: Path) -> None:
+    from gallery.scratch import scratch_folder, sweep
+
+    wrong: list[Exception] = []
+
+    def work() -> None:
+        try:
+            for i in range(60):
+                with scratch_folder(tmp_path / "target") as folder:
+                    (folder / "file").write_text(f"{i}")
+                    sweep(tmp_path)
+                    assert (folder / "file").read_text() == f"{i}"
+        except Exception as exc:
+            wrong.append(exc)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and names_in(tmp_path) == []
+    (tmp_path / ".target.abc.part").mkdir()
+    sweep(tmp_path, "other")
+    assert names_in(tmp_path) == [".target.abc.part"]
+    sweep(tmp_path, "target")
+    assert names_in(tmp_path) == []
