@@ -406,8 +406,12 @@ class Gallery:
         return Removal(person, 1, problem is None, problem)
 
     def _compacted(self) -> str | None:
-        problem = self._store.compact()
-        return problem or (None if self._milvus is None else self._milvus.residue)
+        return self._store.compact() or self.residue
+
+    @property
+    def residue(self) -> str | None:
+        """A sentence on what a removal leaves outside of the database; None: nothing."""
+        return None if self._milvus is None else self._milvus.residue
 
     def compact(self, *, now: bool = False) -> str | None:
         """Try again what a removal had to put off. Returns a sentence if it still has to wait.

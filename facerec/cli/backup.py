@@ -95,7 +95,10 @@ def compact(
     Example: facerec compact
     """
     with open_gallery(gallery, pack, device) as opened:
-        problem = opened.compact(now=True)
+        problem, residue = opened.compact(now=True), opened.residue
     if problem is not None:
         raise GalleryError(problem)
-    say(json, {"compacted": True}, "Compacted; nothing is left of what was removed.")
+    lines = ["Compacted; nothing is left of what was removed."]
+    if residue is not None:
+        lines = ["The database is compacted; nothing is left there of what was removed.", residue]
+    say(json, {"compacted": True, "residue": residue}, *lines)
