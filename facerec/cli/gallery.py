@@ -6,21 +6,30 @@ from typing import Annotated, Any
 
 import typer
 
-from facerec.cli.common import GalleryOption, JsonOption, say, settings_for
+from facerec.cli.common import (
+    DeviceOption,
+    GalleryOption,
+    JsonOption,
+    PackOption,
+    open_gallery,
+    say,
+)
 
 gallery_app = typer.Typer(help="The gallery as a whole, and its index.", no_args_is_help=True)
 
 
 @gallery_app.command("info")
-def gallery_info(gallery: GalleryOption = None, json: JsonOption = False) -> None:
+def gallery_info(
+    gallery: GalleryOption = None,
+    pack: PackOption = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
     """Show what a gallery holds, of which model it is, and how it is searched.
 
     Example: facerec gallery info
     """
-    from gallery import Gallery
-
-    settings = settings_for(gallery=gallery)
-    with Gallery.open(settings.gallery, create=False) as opened:
+    with open_gallery(gallery, pack, device) as opened:
         people, templates = opened.count()
         with opened.reading() as view:
             unnamed = view.count_templates(named=False)
@@ -53,6 +62,8 @@ def gallery_info(gallery: GalleryOption = None, json: JsonOption = False) -> Non
 @gallery_app.command("rebuild")
 def gallery_rebuild(
     gallery: GalleryOption = None,
+    pack: PackOption = None,
+    device: DeviceOption = None,
     kind: Annotated[
         str | None,
         typer.Option(
@@ -68,10 +79,7 @@ def gallery_rebuild(
 
     Example: facerec gallery rebuild --type hnsw
     """
-    from gallery import Gallery
-
-    settings = settings_for(gallery=gallery)
-    with Gallery.open(settings.gallery, create=False) as opened:
+    with open_gallery(gallery, pack, device) as opened:
         opened.check()
         opened.rebuild_index(kind)
         value = {"gallery": opened.where, "index": opened.live.kind, "bytes": _bytes(opened)}
