@@ -144,5 +144,6 @@ p.fr-bad { color: #b64a00; }
   .fr-face { gap: 10px; }
   .fr-facts { gap: 2px 14px; }
   .fr-pair { gap: 8px; }
+  .tab-container button { padding: 0 8px !important; }  /* so that five tabs fit */
 }
 """
