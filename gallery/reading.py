@@ -129,6 +129,8 @@ class Reader:
             group: list[Item] = []
             size = 0
             for one in self._found:
+                if self._stopped:
+                    return
                 if isinstance(one, Item):
                     group.append(one)
                     size += one.size if one.kind == "photo" else 0
@@ -201,6 +203,7 @@ class Reader:
                         break
             self._room.acquire()
             if self._stopped:
+                self._room.release()  # for the next group, should there be one
                 return
             looked = self._crew.submit(Chunk(tuple(photos), video))
             looked.add_done_callback(lambda _: self._room.release())
