@@ -121,7 +121,11 @@ class LiveIndex:
         if count <= _CHEAP:
             with self._one_update:
                 self._renew()
-        elif self._renewal is None or not self._renewal.is_alive():
+        else:
+            self._renew_in_background()
+
+    def _renew_in_background(self) -> None:
+        if self._renewal is None or not self._renewal.is_alive():
             self._renewal = threading.Thread(
                 target=self._renew_quietly, name="facerec-index", daemon=True
             )
@@ -201,6 +205,10 @@ class LiveIndex:
             # It must not come to look right once the store has reached its revision.
             self._saved_revision = _UNKNOWN
             self._renew(quickly=True)
+        if self._path is None and self.options.factory is None:
+            kind = choose_kind(self.options.kind or "auto", len(self._state.people))
+            if kind not in ("flat", *_SLOW):  # nothing on disk has the codes
+                self._renew_in_background()
 
     def _of_file(self, file: indexfile.IndexFile) -> PeopleIndex:
         if self.options.factory is not None:
@@ -293,7 +301,7 @@ class LiveIndex:
         try:
             with self._lock.shared():
                 state = self._state
-                rows = _Rows.of(state.people)
+                rows = _Rows.of(state.people, self._closing)
             if self._path is None or self._store.read_only:
                 self._rebuild_in_memory(state, rows, locked)
                 return
@@ -353,8 +361,6 @@ class LiveIndex:
 
     def _pieces(self, rows: _Rows) -> Iterator[FloatArray]:
         for start in range(0, len(rows), _PIECE):
-            if self._closing.is_set():
-                raise _Stopped
             yield rows[start : start + _PIECE]
 
     def _go_on_with(self, people: PeopleIndex, revision: int, locked: bool) -> None:
@@ -375,27 +381,35 @@ class _Stopped(Exception):
 
 
 class _Rows:
-    """What an index holds, as of one moment: sliced like an array, without a copy of it all."""
+    """What an index holds, as of one moment: sliced like an array, without a copy of it all.
 
-    def __init__(self, ids: Any, owners: Any, at: Any, index: VectorIndex) -> None:
+    Slicing raises _Stopped once ``stop`` is set.
+    """
+
+    def __init__(
+        self, ids: Any, owners: Any, at: Any, index: VectorIndex, stop: threading.Event
+    ) -> None:
         self.ids = ids
         self.owners = owners
         self._at = at
         self._index = index
+        self._stop = stop
         self.shape = (len(ids), index.dim)
 
     @classmethod
-    def of(cls, people: PeopleIndex) -> _Rows:
+    def of(cls, people: PeopleIndex, stop: threading.Event) -> _Rows:
         """Call while nothing changes the index."""
         ids, owners = people.owners
         if isinstance(people.index, TableIndex):
-            return cls(ids, owners, people.index.rows()[1], people.index)
-        return cls(ids, owners, ids, people.index)
+            return cls(ids, owners, people.index.rows()[1], people.index, stop)
+        return cls(ids, owners, ids, people.index, stop)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, which: Any) -> FloatArray:
+        if self._stop.is_set():
+            raise _Stopped
         if isinstance(self._index, TableIndex):
             return self._index.take(self._at[which])
         return self._index.vectors(self._at[which])
