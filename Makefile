@@ -10,8 +10,8 @@ GALLERY ?= gallery-data/demo
 app: $(VENV)/app.done  ## the web UI on http://127.0.0.1:7860, with a demo gallery
 	$(BIN)/python app.py --gallery $(GALLERY) --demo
 
-test: $(VENV)/dev.done  ## the whole suite
-	$(BIN)/python -m pytest
+test: $(VENV)/dev.done  ## the whole suite, files shared among the cores
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/dev.done  ## lint, types, architecture
 	$(BIN)/ruff check .
@@ -19,7 +19,7 @@ check: $(VENV)/dev.done  ## lint, types, architecture
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-bench: $(VENV)/dev.done  ## the comparisons; see docs/speed.md, docs/heads.md, docs/training.md
+bench: $(VENV)/dev.done  ## the comparisons; see docs/speed.md, docs/heads.md, docs/training.md, docs/indexes.md
 	$(BIN)/python benchmarks/pipeline.py
 
 clean:
