@@ -168,7 +168,7 @@ def test_forty_kills_at_random_lose_nothing(tmp_path: Path, seed: int) -> None:
     torment(tmp_path, seed, 40)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(100, 105))
 def test_hundreds_of_kills_at_random_lose_nothing(tmp_path: Path, seed: int) -> None:
     torment(tmp_path, seed, 200)
@@ -289,7 +289,7 @@ def outcome(task: str, folder: Path, outside: Path, before: People, other: Peopl
 
 
 @pytest.mark.parametrize("task", list(TASKS))
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_a_kill_at_any_place_leaves_all_or_nothing(task, step, prepared, tmp_path) -> None:
     before, other = (read_people(prepared / name / DB_NAME) for name in ("people", "other"))
     place = random.Random(task).randrange(step)
