@@ -210,6 +210,12 @@ def create_database(db: Path, fill: Callable[[Connection], None]) -> None:
                 Base.metadata.create_all(connection)
                 fill(connection)
             engine.dispose()
+    except GalleryError:
+        # Whoever published first, and opened, swept this one away while it was being made.
+        if db.exists():
+            return
+        raise
+    else:
         try:
             publish(temporary, db)
         except FileExistsError:

@@ -11,16 +11,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import Connection
 
 from facerec.errors import GalleryError, StoreCorrupt
 from facerec.types import FloatArray
 from gallery import Gallery
 from gallery.indexfile import INDEX_NAME
-from gallery.sqlite import DB_NAME
+from gallery.sqlite import DB_NAME, create_database, sweep_leftovers
 from tests.gallery_samples import CONTRACT, DIM, fill, open_gallery, template, unit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,6 +193,31 @@ def test_a_database_taken_away_or_replaced_while_open_takes_no_more_writes(tmp_p
 
 
 # The index file
+
+
+@pytest.mark.parametrize("somebody_else", [True, False])
+def test_a_gallery_swept_away_in_the_making_is_missed_only_if_there_is_no_other(
+    tmp_path, somebody_else: bool
+) -> None:
+    """Who opens the gallery that was there first, sweeps; SQLite then finds its files gone."""
+    db = tmp_path / DB_NAME
+
+    def made_first(connection: Connection) -> None:
+        connection.exec_driver_sql("PRAGMA user_version = 7")
+
+    def swept(connection: Connection) -> None:
+        if somebody_else:
+            create_database(db, made_first)
+        sweep_leftovers(db)
+        connection.exec_driver_sql("PRAGMA user_version = 8")
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with nullcontext() if somebody_else else pytest.raises(GalleryError, match="disk could not be"):
+        create_database(db, swept)
+    assert [path.name for path in tmp_path.iterdir()] == ([DB_NAME] if somebody_else else [])
+    if somebody_else:
+        with closing(sqlite3.connect(db)) as connection:
+            assert connection.execute("PRAGMA user_version").fetchone() == (7,)
 
 
 def test_a_closed_gallery_opens_from_its_index_file(filled, monkeypatch) -> None:
