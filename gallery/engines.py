@@ -239,18 +239,33 @@ class CodedEngine:
         self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
     ) -> tuple[FloatArray, RowArray]:
         coded, unit = self._coded(queries * self._scale)
-        count, dim = self.index.ntotal, self.index.d
 
         def search(start: int, stop: int) -> tuple[FloatArray, RowArray]:
-            within = None if stop - start == count else (start, stop)
-            params = _only(alive, _faiss().SearchParameters, within)
-            found: tuple[FloatArray, RowArray] = self.index.search(coded, k, params=params)
-            return found
+            params = _only(None if alive is None else alive[start:stop], _faiss().SearchParameters)
+            similarities, rows = self._part(start, stop).search(coded, k, params=params)
+            rows[rows >= 0] += start
+            return similarities, rows
 
-        similarities, rows = _in_parts(search, (count, dim), queries, k)
+        similarities, rows = _in_parts(search, (self.index.ntotal, self.index.d), queries, k)
         similarities *= unit
         similarities += (queries @ self._mean)[:, None]
         return similarities, rows
+
+    def _part(self, start: int, stop: int) -> Any:
+        """An index of some rows, for as long as this one lives; their codes are not copied.
+
+        A selector of rows would do too, but FAISS asks it about every row there is.
+        """
+        faiss, whole = _faiss(), self.index
+        if (start, stop) == (0, whole.ntotal):
+            return whole
+        part = faiss.IndexScalarQuantizer(whole.d, whole.sq.qtype, whole.metric_type)
+        size = whole.code_size
+        first = faiss.cast_integer_to_uint8_ptr(int(whole.codes.data()) + start * size)
+        codes, count = faiss.MaybeOwnedVectorUInt8, stop - start
+        part.codes = codes.create_view(first, count * size, whole.codes.owner)
+        part.ntotal = count
+        return part
 
     def _coded(self, scaled: FloatArray) -> tuple[FloatArray, FloatArray]:
         """(Q, d) as FAISS is to have them, and (Q, 1) what one stands for."""
@@ -440,22 +455,12 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(available_threads(), thread_name_prefix="facerec-search")
 
 
-def _only(
-    alive: NDArray[np.bool_] | None,
-    parameters: Any,
-    within: tuple[int, int] | None = None,
-    **values: int,
-) -> Any:
-    """FAISS's search parameters that leave out what is not alive, or not ``within`` some rows."""
-    faiss = _faiss()
+def _only(alive: NDArray[np.bool_] | None, parameters: Any, **values: int) -> Any:
+    """FAISS's search parameters that leave out what is not alive."""
     made = parameters(**values)
-    selector = None if within is None else faiss.IDSelectorRange(*within)
     if alive is not None:
-        living = faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
-        selector = living if selector is None else faiss.IDSelectorAnd(selector, living)
-    if selector is not None:
         # Python keeps what it was set to for as long as the parameters live.
-        made.sel = made.kept = selector
+        made.sel = made.kept = _faiss().IDSelectorBitmap(np.packbits(alive, bitorder="little"))
     return made
 
 
