@@ -519,10 +519,11 @@ class Gallery:
         return operating_point(self._thresholds, people, pack_name=self._pack_name, **asked)
 
     def _fill_names(self, names: dict[int, str], found: list[list[Hit]]) -> None:
-        wanted = {hit.identity_id for hits in found for hit in hits}
-        if missing := wanted - names.keys():
-            with self._store.reading() as view:
-                names.update(view.names(sorted(missing)))
+        missing = {
+            hit.identity_id for hits in found for hit in hits if hit.identity_id not in names
+        }
+        if missing:
+            names.update(self._store.names(sorted(missing)))
 
     def mark_removal(self, change: WriteTransaction) -> None:
         """Before rows go: no copy of them may outlive the commit, nor their bytes the next open."""

@@ -184,10 +184,8 @@ class TableIndex:
         ids = np.where(found, self._ids.array[rows], -1)
         similarities = np.where(found, np.clip(similarities, -1, 1), -np.inf).astype(np.float32)
         order = np.lexsort((ids, -similarities), axis=1)[:, :k]
-        return (
-            np.take_along_axis(similarities, order, axis=1),
-            np.take_along_axis(ids, order, axis=1),
-        )
+        each = np.arange(len(queries))[:, None]
+        return similarities[each, order], ids[each, order]
 
     def vectors(self, ids: IdArray) -> FloatArray:
         return self._table.take(self._find(ids)[0])

@@ -156,8 +156,14 @@ class PeopleIndex:
         order = np.lexsort((ids, -scores))
         scores, ids = scores[order], ids[order]
         owners = self._owners[np.searchsorted(self._ids, ids)]
-        first = np.sort(np.unique(owners, return_index=True)[1])[:k]
-        return [Hit(int(owners[i]), float(scores[i]), int(ids[i])) for i in first]
+        hits: dict[int, Hit] = {}
+        for owner, score, template_id in zip(owners.tolist(), scores.tolist(), ids.tolist(),
+                                             strict=True):  # fmt: skip
+            if owner not in hits:
+                hits[owner] = Hit(owner, score, template_id)
+                if len(hits) == k:
+                    break
+        return list(hits.values())
 
     def _find(self, ids: IdArray) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
         """Which of ``ids`` are here, and the rows of those."""

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Connection,
     Executable,
     Select,
+    bindparam,
     delete,
     func,
     insert,
@@ -51,6 +52,9 @@ READ_BATCH = 4096
 """Vectors read from the database at a time."""
 REMOVALS_KEPT = 100_000
 """Removed templates whose ids are kept, for indexes that have yet to leave them out."""
+_NAMES = select(IdentityRow.id, IdentityRow.name).where(
+    IdentityRow.id.in_(bindparam("ids", expanding=True))
+)
 _SQL_BATCH = 250  # below the oldest limit on variables of a statement, 999
 
 
@@ -128,10 +132,8 @@ class ReadTransaction:
         """id -> name, of those ids that still exist."""
         found: dict[int, str] = {}
         for some in _batches(ids, _SQL_BATCH):
-            query = select(IdentityRow.id, IdentityRow.name).where(IdentityRow.id.in_(some))
-            found.update(
-                (row[0], display_name(row[0], row[1])) for row in self.connection.execute(query)
-            )
+            rows = self.connection.execute(_NAMES, {"ids": some})
+            found.update((row[0], display_name(row[0], row[1])) for row in rows)
         return found
 
     def templates(self, person_id: int) -> list[Template]:

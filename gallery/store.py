@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -173,6 +173,11 @@ class Store:
     def meta(self) -> Meta:
         with self.database.glancing() as connection:
             return _read_meta(connection, self.name)
+
+    def names(self, ids: Iterable[int]) -> dict[int, str]:
+        """id -> name as of now, of those of the people ``ids`` that still exist."""
+        with self.database.glancing() as connection:
+            return ReadTransaction(connection, self.dim, self.generation).names(ids)
 
     @contextmanager
     def reading(self) -> Iterator[ReadTransaction]:
