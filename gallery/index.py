@@ -1,13 +1,14 @@
 """Indexes over vectors: the protocol, the exact NumPy reference, and a table with an engine.
 
-An index knows template ids and unit vectors, not people. It is not safe against a
-search during a change: :mod:`gallery.live` sees to that. Imports the core, numpy, and this
-package's table and engines.
+An index knows template ids and unit vectors, not people. It is not safe against a search
+during a change, so additions go to a fork: :mod:`gallery.live` sees to that. Imports the
+core, numpy, and this package's table and engines.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import copy
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,12 @@ class VectorIndex(Protocol):
         """(Q,): how far a similarity that ``search`` gives a (Q, d) query may be off."""
 
     def __len__(self) -> int: ...
+
+    def fork(self) -> Self:
+        """One to add to while others search this one, which does not find what is added.
+
+        Only the last fork may be changed. Removals are made when nobody searches an older one.
+        """
 
     def add(self, ids: IdArray, vectors: FloatArray) -> None:
         """Add (n,) ids, none of them present or twice, with (n, d) float32 unit vectors."""
@@ -65,6 +72,11 @@ class ExactIndex:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def fork(self) -> ExactIndex:
+        forked = copy.copy(self)
+        forked._rows = dict(self._rows)
+        return forked
 
     def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
         return np.zeros(len(queries))
@@ -121,6 +133,12 @@ class TableIndex:
 
     def __len__(self) -> int:
         return self._count
+
+    def fork(self) -> TableIndex:
+        forked = copy.copy(self)
+        forked._table = self._table.fork()
+        forked._ids, forked._alive = self._ids.fork(), self._alive.fork()
+        return forked
 
     @property
     def exact(self) -> bool:

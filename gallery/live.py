@@ -102,7 +102,10 @@ class LiveIndex:
 
     @contextmanager
     def searching(self) -> Iterator[State]:
-        """The state as of a moment after the call; nothing changes it meanwhile."""
+        """The state as of a moment after the call; nothing changes it meanwhile.
+
+        A removal waits for those that search, an addition makes another state of it.
+        """
         self.refresh()
         with self._lock.shared():
             yield self._state
@@ -261,11 +264,17 @@ class LiveIndex:
             self._read_all(view, revision)
             return
         removed, changes = self._changes(view, since)
-        with self._lock.alone():
-            people = self._state.people
-            # Should Ctrl-C cut this short, no revision is right, and the next call rebuilds.
-            self._state = State(people, _UNKNOWN)
-            people.remove(removed)
+        if len(removed):
+            with self._lock.alone():  # nobody may go on with what has to be gone
+                people = self._state.people
+                # Should Ctrl-C cut this short, no revision is right, and the next call rebuilds.
+                self._state = State(people, _UNKNOWN)
+                people.remove(removed)
+                for batch in changes:
+                    people.put(batch.ids, batch.owners, batch.vectors)
+                self._state = State(people, revision)
+        else:
+            people = self._state.people.fork()
             for batch in changes:
                 people.put(batch.ids, batch.owners, batch.vectors)
             self._state = State(people, revision)

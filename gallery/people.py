@@ -6,6 +6,7 @@ the core, numpy, and this package's index.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class PeopleIndex:
         self._index = index
         self._ids = np.empty(0, np.int64) if ids is None else ids
         self._owners = np.empty(0, np.int64) if owners is None else owners
-        self._templates_of: dict[int, int] | None = None
+        self._people: IdArray | None = None  # ascending, those with a template; None: not known
 
     def __len__(self) -> int:
         """Templates."""
@@ -55,7 +56,15 @@ class PeopleIndex:
     @property
     def people(self) -> int:
         """People with at least one template."""
-        return len(self._counts())
+        if self._people is None:
+            self._people = np.unique(self._owners)
+        return len(self._people)
+
+    def fork(self) -> PeopleIndex:
+        """As :meth:`gallery.index.VectorIndex.fork`."""
+        forked = copy.copy(self)
+        forked._index = self._index.fork()
+        return forked
 
     @property
     def rows(self) -> tuple[IdArray, IdArray, FloatArray]:
@@ -70,8 +79,7 @@ class PeopleIndex:
     def put(self, ids: IdArray, owners: IdArray, vectors: FloatArray) -> None:
         """Add (n,) templates, ids ascending, or change the owner of those that are there."""
         known, at = self._find(ids)
-        self._count(self._owners[at], -1)
-        self._count(owners, +1)
+        former, present = self._owners[at], owners
         if known.any():
             self._owners = self._owners.copy()  # whoever reads the old one, reads on
             self._owners[at] = owners[known]
@@ -80,14 +88,16 @@ class PeopleIndex:
         places = np.searchsorted(self._ids, ids)
         self._ids = np.insert(self._ids, places, ids)
         self._owners = np.insert(self._owners, places, owners)
+        self._note_people(present, former)
 
     def remove(self, ids: IdArray) -> None:
         """Remove those of the (n,) templates that are there."""
         _, at = self._find(np.unique(ids))
         if len(at):
-            self._count(self._owners[at], -1)
+            former = self._owners[at]
             self._index.remove(self._ids[at])
             self._ids, self._owners = np.delete(self._ids, at), np.delete(self._owners, at)
+            self._note_people(former[:0], former)
 
     def best_of(self, identity_id: int, probe: FloatArray) -> Hit | None:
         """The person's template most similar to a (d,) probe; None if they have none."""
@@ -173,19 +183,13 @@ class PeopleIndex:
         known[inside] = self._ids[at[inside]] == ids[inside]
         return known, at[known]
 
-    def _counts(self) -> dict[int, int]:
-        """Templates of each person who has any."""
-        if self._templates_of is None:
-            people, counts = np.unique(self._owners, return_counts=True)
-            self._templates_of = dict(zip(people.tolist(), counts.tolist(), strict=True))
-        return self._templates_of
-
-    def _count(self, owners: IdArray, sign: int) -> None:
-        counts = self._templates_of
-        if counts is None:
+    def _note_people(self, present: IdArray, former: IdArray) -> None:
+        """After a change: ``present`` own templates, ``former`` have lost some."""
+        if self._people is None:
             return
-        for owner, n in zip(*(part.tolist() for part in np.unique(owners, return_counts=True)),
-                            strict=True):  # fmt: skip
-            counts[owner] = counts.get(owner, 0) + sign * n
-            if not counts[owner]:
-                del counts[owner]
+        new = np.unique(present[~np.isin(present, self._people)])
+        people = np.insert(self._people, np.searchsorted(self._people, new), new)
+        if len(former):
+            gone = np.unique(former[~np.isin(former, self._owners)])
+            people = np.delete(people, np.searchsorted(people, gone))
+        self._people = people

@@ -6,6 +6,7 @@ table is written anew without it. Imports the core and numpy only.
 
 from __future__ import annotations
 
+import copy
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -33,6 +34,10 @@ class Growing(Generic[T]):
     def array(self) -> NDArray[T]:
         """All that was appended: (n,) or (n, width), a view."""
         return self._buffer[: self._size]
+
+    def fork(self) -> Growing[T]:
+        """One that grows apart from this one, on the same memory: grow only the last fork."""
+        return copy.copy(self)
 
     def append(self, values: ArrayLike) -> None:
         """Add (m,) or (m, width) values."""
@@ -70,6 +75,12 @@ class VectorTable:
     def tail(self) -> FloatArray:
         """(m, d): the rows behind ``base``."""
         return self._tail.array
+
+    def fork(self) -> VectorTable:
+        """As :meth:`Growing.fork`. Rows that are erased are so in every fork."""
+        forked = copy.copy(self)
+        forked._tail = self._tail.fork()
+        return forked
 
     def append(self, vectors: FloatArray) -> None:
         """Add (m, d) rows."""

@@ -496,6 +496,25 @@ def test_the_exact_index_gives_the_same_decisions(tmp_path: Path) -> None:
             assert exact.identify(probes, k=7) == answers
 
 
+def test_an_enrolment_waits_for_no_search_and_a_removal_for_all(tmp_path: Path) -> None:
+    with Gallery.open(tmp_path / "people", contract=CONTRACT, thresholds=TABLE) as gallery:
+        fill(gallery, 3)
+        with ThreadPoolExecutor(1) as other:
+            with gallery.live.searching() as state:
+                enrolled = other.submit(gallery.enroll, "late", [template(unit(50), "l")])
+                enrolled.result(timeout=20)
+                assert state.people.people == 3 == len(state.people)
+                [[hit]] = state.people.nearest(unit(50, 1), 1)
+                assert hit.similarity < 0.9  # the search under way is of before
+                [found] = gallery.identify(unit(50, 1))
+                assert found.match is not None and found.match.name == "late"
+                removed = other.submit(gallery.remove, "late")
+                with pytest.raises(TimeoutError):
+                    removed.result(timeout=0.5)
+            removed.result(timeout=20)
+        assert gallery.identify(unit(50, 1))[0].match is None
+
+
 def test_threads_identify_while_others_write(tmp_path: Path) -> None:
     with open_gallery(tmp_path) as gallery:
         steady = fill(gallery, 20, seed=1)[:, 0]

@@ -186,3 +186,38 @@ def test_owners_change_and_templates_go() -> None:
     assert people.best_of(1, vectors[0]) is None
     [hits] = people.nearest(vectors[:1], 3)
     assert [hit.identity_id for hit in hits] == [2]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(INDEXES), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_what_a_fork_gains_the_others_do_not_see(
+    seed: int, make: Callable[[int], VectorIndex], counted: bool
+) -> None:
+    """Every state that somebody may be searching stays what it was; only the last one grows."""
+    rng = np.random.default_rng(seed)
+    people, truth, states = PeopleIndex(make(8)), dict[int, tuple[int, FloatArray]](), []
+    for step in range(12):
+        people = people.fork()
+        n = int(rng.integers(1, 40))
+        new = len(truth) + 1 + np.arange(n)
+        moved = rng.choice(sorted(truth), min(len(truth), 3), replace=False) if truth else []
+        ids = np.concatenate([np.array(moved, np.int64), new])
+        ids.sort()
+        owners, vectors = rng.integers(1, 12, len(ids)), unit(seed + step, len(ids), 8)
+        vectors = np.stack([truth[i][1] if i in truth else v
+                            for i, v in zip(ids.tolist(), vectors, strict=True)])  # fmt: skip
+        people.put(ids, owners, vectors)
+        truth |= {i: (int(o), v) for i, o, v in zip(ids.tolist(), owners, vectors, strict=True)}
+        states.append((people, dict(truth)))
+        if counted:
+            assert people.people == len({owner for owner, _ in truth.values()})
+    probes = unit(seed + 100, 3, 8)
+    for state, then in states:
+        assert state.people == len({owner for owner, _ in then.values()})
+        reference = PeopleIndex(ExactIndex(8))
+        reference.put(
+            np.array(sorted(then)),
+            np.array([then[i][0] for i in sorted(then)]),
+            np.stack([then[i][1] for i in sorted(then)]),
+        )
+        assert state.nearest(probes, 4) == reference.nearest(probes, 4)
