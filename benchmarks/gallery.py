@@ -13,8 +13,10 @@ gallery, and making the index where it is not there); to open and give a first a
 process; the median and 95th percentile of one search and of a batch of 64, with their ratio to bare
 FAISS (the same type of index, the same neighbours, nothing else; turn and turn about); bytes a
 template on disk; how often the first person (of enrolled people's probes, and of all) and the first
-five are those of a scoring of everything in float64. Then eight threads search while one enrols.
-Galleries stay in --work, and are used again.
+five are those of a scoring of everything in float64. "flat / this" is how many times faster one
+search is than the gallery's exact search of float32, and than bare IndexFlatIP. Then eight threads
+search while one enrols. With --many N, each type's answers to N further probes, one at a time, are
+compared with those of flat. Galleries stay in --work, and are used again.
 """
 
 from __future__ import annotations
@@ -109,12 +111,14 @@ def real_embeddings(lfw: Path, work: Path) -> tuple[np.ndarray, np.ndarray]:
     return data["rows"], data["labels"]
 
 
-def probes_of(crowd: Crowd, people: int) -> tuple[np.ndarray, np.ndarray]:
-    """(PROBES, d) probes, and whose they are: a person's number, -1 for a stranger's."""
-    rng = np.random.default_rng(3)
-    whose = np.where(np.arange(PROBES) % 2 == 0, rng.integers(0, people, PROBES), -1)
+def probes_of(
+    crowd: Crowd, people: int, count: int = PROBES, seed: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """(count, d) probes, and whose they are: a person's number, -1 for a stranger's."""
+    rng = np.random.default_rng(seed)
+    whose = np.where(np.arange(count) % 2 == 0, rng.integers(0, people, count), -1)
     all_centres = crowd.centres(np.random.default_rng(2), people)
-    strangers = crowd.centres(rng, PROBES)
+    strangers = crowd.centres(rng, count)
     centres = np.where(whose[:, None] >= 0, all_centres[whose], strangers)
     return crowd.views(rng, centres), whose
 
@@ -207,6 +211,27 @@ def measure(
             report[name], report[f"faiss_{name}"] = summary(mine), summary(its)
             report[f"ratio_{name}"] = float(np.median(mine) / np.median(its))
     return report
+
+
+def answers(folder: Path, dim: int, kind: str, probes: np.ndarray, at_once: int) -> list[list[int]]:
+    """The five people nearest to each probe, as the gallery says when asked so many at once."""
+    with Gallery.open(folder, contract=contract(dim), pack_name="bench", index=kind) as gallery:
+        assert gallery.live.kind == kind
+        return [
+            [candidate.identity_id for candidate in decision.candidates]
+            for start in range(0, len(probes), at_once)
+            for decision in gallery.identify(probes[start : start + at_once], 5, threshold=0.5)
+        ]
+
+
+def agreement(ours: list[list[int]], flat: list[list[int]], whose: np.ndarray) -> dict[str, Any]:
+    first = np.array([a[:1] == b[:1] for a, b in zip(ours, flat, strict=True)])
+    return {
+        "probes": len(first),
+        "other_first": int((~first).sum()),
+        "other_first_of_enrolled": int((~first & (whose >= 0)).sum()),
+        "other_five": sum(a != b for a, b in zip(ours, flat, strict=True)),
+    }
 
 
 def alternately(
@@ -343,15 +368,23 @@ def concurrent(folder: Path, dim: int, kind: str, probes: np.ndarray, right: lis
 
 def table(rows: list[dict[str, Any]]) -> None:
     print(
-        "| templates | d | type | ready s | open s | one: p50 / p95 ms | × FAISS | 64: p50 ms "
-        "| × FAISS | bytes a template | same first, of the enrolled | same first | same five |"
+        "| templates | d | type | ready s | open s | one: p50 / p95 ms | × FAISS | flat / this "
+        "| IndexFlatIP / this | 64: p50 ms | × FAISS | bytes a template "
+        "| same first, of the enrolled | same first | same five |"
     )
-    print("|---" * 13 + "|")
+    print("|---" * 15 + "|")
+    flats = {(r["templates"], r["dim"]): r for r in rows if r["kind"] == "flat"}
     for r in rows:
+        flat = flats.get((r["templates"], r["dim"]))
+        times = (
+            [flat[name]["p50"] / r["one"]["p50"] for name in ("one", "faiss_one")] if flat else []
+        )
         print(
             f"| {r['templates']:,} | {r['dim']} | {r['kind']} | {r['build_s']:.1f} | "
             f"{r['open_s']:.2f} | {r['one']['p50']:.2f} / {r['one']['p95']:.2f} | "
-            f"{r['ratio_one']:.2f} | {r['batch']['p50']:.0f} | {r['ratio_batch']:.2f} | "
+            f"{r['ratio_one']:.2f} | "
+            + " | ".join(f"{t:.2f}" for t in times or [float("nan")] * 2)
+            + f" | {r['batch']['p50']:.0f} | {r['ratio_batch']:.2f} | "
             f"{r['index_bytes'] / r['templates']:.0f} | {r['same_first_of_enrolled']:.4f} | "
             f"{r['same_first']:.4f} | "
             f"{r['same_five']:.4f} |"
@@ -370,11 +403,12 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seconds", type=float, default=20, help="of searching, a figure")
     parser.add_argument("--load", type=float, default=10, help="seconds of eight threads")
+    parser.add_argument("--many", type=int, default=0, help="further probes for the agreement")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     real, labels = real_embeddings(args.lfw, args.work)
-    report: dict[str, Any] = {"types": [], "stores": [], "load": []}
+    report: dict[str, Any] = {"types": [], "stores": [], "load": [], "agreement": []}
     for dim in args.dims:
         crowd = Crowd(real, labels, dim)
         for size in args.sizes:
@@ -388,6 +422,8 @@ def main() -> None:
                 (folder / "complete.json").write_text(json.dumps(about))
             report["stores"].append(json.loads((folder / "complete.json").read_text()))
             right = exact_people(folder, dim, probes)
+            further, owners = probes_of(crowd, people, args.many, seed=5)
+            flat = answers(folder, dim, "flat", further, BATCH) if args.many else []
             for kind in args.kinds:
                 row = {"dim": dim} | measure(
                     folder, dim, kind, (probes, whose), right, args.seconds
@@ -398,10 +434,15 @@ def main() -> None:
                     load = concurrent(folder, dim, kind, probes, right, args.load)
                     report["load"].append({"templates": size, "dim": dim} | load)
                     print(json.dumps(report["load"][-1]), file=sys.stderr, flush=True)
+                if args.many and kind != "flat":
+                    ours = answers(folder, dim, kind, further, 1)
+                    about = {"templates": size, "dim": dim, "kind": kind}
+                    report["agreement"].append(about | agreement(ours, flat, owners))
+                    print(json.dumps(report["agreement"][-1]), file=sys.stderr, flush=True)
                 if args.json:
                     args.json.write_text(json.dumps(report, indent=1) + "\n")
     table(report["types"])
-    print(json.dumps({"stores": report["stores"], "load": report["load"]}))
+    print(json.dumps({key: report[key] for key in ("stores", "load", "agreement")}))
 
 
 if __name__ == "__main__":

@@ -112,9 +112,13 @@ class LiveIndex:
 
     def refresh(self) -> None:
         """Catch up with the store."""
-        if self._store.revision() != self._state.revision:
-            with self._one_update, self._store.reading() as view:
-                self._catch_up(view)
+        revision = self._store.revision()
+        if revision == self._state.revision:
+            return
+        with self._one_update:
+            if self._state.revision < revision:  # else another thread was here meanwhile
+                with self._store.reading() as view:
+                    self._catch_up(view)
 
     def save_if_due(self) -> None:
         """Renew the copy on disk after many changes; of many templates in the background."""

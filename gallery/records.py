@@ -171,7 +171,7 @@ class ReadTransaction:
         query = (
             select(TemplateRow.id)
             .join(IdentityRow, IdentityRow.id == TemplateRow.identity_id)
-            .where(TemplateRow.revision > revision, ~_is_named(named))
+            .where(TemplateRow.revision > revision, _is_named(not named, few=True))
         )
         return np.array(self.connection.execute(query).scalars().all(), dtype=np.int64)
 
@@ -194,7 +194,7 @@ class ReadTransaction:
                 UnembeddedRow,
                 (UnembeddedRow.template_id == TemplateRow.id) & (UnembeddedRow.generation == at),
             )
-            .where(_is_named(named), UnembeddedRow.template_id.is_(None))
+            .where(_is_named(named, few=revision > 0), UnembeddedRow.template_id.is_(None))
         )
         if revision > 0:
             # Ordered as the index on revisions is; by id, SQLite would walk the whole table.
@@ -539,8 +539,11 @@ def _floats(
     return np.frombuffer(data, "<f4").astype(np.float32).reshape(shape)
 
 
-def _is_named(named: bool) -> ColumnElement[bool]:
-    return IdentityRow.state == NAMED if named else IdentityRow.state != NAMED
+def _is_named(named: bool, *, few: bool = False) -> ColumnElement[bool]:
+    """few: of few rows that something else has chosen. SQLite knows nothing of how many there
+    are of what, and would go through all that are named, and look for those few among them."""
+    state = IdentityRow.state.concat("") if few else IdentityRow.state
+    return state == NAMED if named else state != NAMED
 
 
 def _matching(query: Select[Any], search: str | None) -> Select[Any]:

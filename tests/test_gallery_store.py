@@ -195,6 +195,23 @@ def test_a_database_taken_away_or_replaced_while_open_takes_no_more_writes(tmp_p
 # The index file
 
 
+def test_to_catch_up_with_a_change_is_not_to_read_the_gallery(filled) -> None:
+    folder, _ = filled
+    with open_gallery(folder) as gallery:
+        revision = gallery.revision
+        gallery.enroll("late", [template(unit(99), "l")])
+        ticks = []
+        with gallery.reading() as view:
+            raw = view.connection.connection.dbapi_connection
+            raw.set_progress_handler(lambda: ticks.append(0), 1)
+            batches = list(view.vectors_since(revision))
+            left = view.left_since(revision, named=True)
+            raw.set_progress_handler(None, 0)
+        assert [len(batch.ids) for batch in batches] == [1] and len(left) == 0
+        # SQLite's machine needs some steps a row, and there are sixty people.
+        assert 0 < len(ticks) < 120
+
+
 @pytest.mark.parametrize("somebody_else", [True, False])
 def test_a_gallery_swept_away_in_the_making_is_missed_only_if_there_is_no_other(
     tmp_path, somebody_else: bool
