@@ -99,13 +99,16 @@ class ReadTransaction:
 
     def identities(self, search: str | None, offset: int, limit: int | None) -> list[Identity]:
         """People whose name holds ``search``, without regard to case, by name."""
-        query = _matching(_IDENTITIES, search).order_by(IdentityRow.name_key)
+        # By the index on names; from that on states, all would have to be sorted for a page.
+        query = _IDENTITIES.where(_is_named(True, few=True), IdentityRow.name_key.is_not(None))
+        query = _matching(query, search).order_by(IdentityRow.name_key)
         query = query.offset(offset).limit(limit)
         return [_identity(row) for row in self.connection.execute(query)]
 
     def count_identities(self, search: str | None = None) -> int:
         """People; those whose name holds ``search``."""
-        query = _matching(select(func.count()).select_from(IdentityRow), search)
+        query = select(func.count()).select_from(IdentityRow).where(_is_named(True))
+        query = _matching(query, search)
         return int(self.connection.execute(query).scalar_one())
 
     def count_templates(self, *, named: bool = True) -> int:
@@ -123,7 +126,7 @@ class ReadTransaction:
         unembedded = select(func.count()).select_from(UnembeddedRow).join(
             TemplateRow, TemplateRow.id == UnembeddedRow.template_id
         ).join(IdentityRow, IdentityRow.id == TemplateRow.identity_id).where(
-            UnembeddedRow.generation == self.generation, _is_named(named)
+            UnembeddedRow.generation == self.generation, _is_named(named, few=True)
         )  # fmt: skip
         missing = self.connection.execute(unembedded).scalar_one()
         return self.count_templates(named=named) - int(missing)
@@ -548,7 +551,6 @@ def _is_named(named: bool, *, few: bool = False) -> ColumnElement[bool]:
 
 def _matching(query: Select[Any], search: str | None) -> Select[Any]:
     key = search_key(search) if search else ""
-    query = query.where(_is_named(True))
     return query.where(IdentityRow.name_key.contains(key, autoescape=True)) if key else query
 
 
