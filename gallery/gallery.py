@@ -361,7 +361,7 @@ class Gallery:
     def merge(self, into: NameOrId, other: NameOrId) -> Identity:
         """Give all of ``other``'s templates to ``into``, and remove the person ``other``.
 
-        Of a photo that both have, ``into``'s template stays. Metadata of ``other`` fills
+        Of a face of a photo that both have, ``into``'s template stays. Metadata of ``other`` fills
         in what ``into`` has no key for. Raises IdentityNotFound, GalleryError for one person.
         """
         with self.writing() as change:

@@ -28,6 +28,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.orm import aliased
 
 from facerec.errors import IdentityExists, IdentityNotFound, StoreCorrupt
 from facerec.types import FloatArray, Identity, Template
@@ -351,11 +352,16 @@ class WriteTransaction(ReadTransaction):
         return ids
 
     def move_templates(self, from_id: int, to_id: int) -> int:
-        """Give templates to another person; returns how many both had, which are removed."""
-        kept = select(TemplateRow.content_sha256).where(TemplateRow.identity_id == to_id)
-        query = select(TemplateRow.id).where(
-            TemplateRow.identity_id == from_id, TemplateRow.content_sha256.in_(kept)
-        )
+        """Give templates to another person; returns how many both had, which are removed.
+
+        Both have one that is of the same face of the same photo.
+        """
+        theirs = aliased(TemplateRow)
+        query = select(TemplateRow.id).join(
+            theirs,
+            (theirs.content_sha256 == TemplateRow.content_sha256)
+            & (theirs.face == TemplateRow.face),
+        ).where(TemplateRow.identity_id == from_id, theirs.identity_id == to_id)  # fmt: skip
         twice = self.connection.execute(query).scalars().all()
         self.remove_templates(twice)
         self.connection.execute(

@@ -443,6 +443,17 @@ def test_merged_people_are_one(gallery: Gallery) -> None:
         gallery.merge("Ann", "ann")
 
 
+def test_two_faces_of_one_photo_both_stay_when_people_merge(gallery: Gallery) -> None:
+    """Of a group photo, or of a video: only the same face of it is there twice."""
+    a, b, c = unit(1), unit(2), unit(3)
+    second = dataclasses.replace(template(b, "group"), face=1)
+    gallery.enroll("Ann", [template(a, "group")])
+    gallery.enroll("Anne", [second, template(c, "c")])
+    assert gallery.merge("Ann", "Anne").template_count == 3
+    for decision in gallery.identify(np.stack([a, b, c])):
+        assert decision.candidates[0].similarity == pytest.approx(1)
+
+
 def test_removed_people_and_templates_answer_no_more(gallery: Gallery) -> None:
     vectors = fill(gallery, 3, 2)
     removal = gallery.remove("person 1")
