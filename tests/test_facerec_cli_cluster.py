@@ -181,3 +181,25 @@ def test_unmeasured_is_null_in_json(run, monkeypatch, tmp_path) -> None:
     report = run("run", "-g", tmp_path / "bare", "--threshold", 0.5, "--json").json
     assert report["fmr"] is None
     assert "no threshold table" in run("run", "-g", tmp_path / "bare").err
+
+
+def test_an_export_says_whom_it_leaves_out(run, monkeypatch, capfd, folder, tmp_path) -> None:
+    def exported(*words: object) -> str:
+        words = ("people", "export", tmp_path / "people.facerec", "--overwrite", *words)
+        monkeypatch.setattr(sys, "argv", ["facerec", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert not stopped.value.code
+        return capfd.readouterr().out
+
+    said = exported()
+    assert "1 people with 1 views" in said
+    assert "8 views of nobody with a name are not; 'facerec backup' takes those along" in said
+    assert json.loads(exported("--json"))["left_out"] == 8
+    with open_gallery(folder) as gallery:
+        with gallery.unnamed.searching() as state:
+            nobody = set(state.people.owners[1].tolist())
+        with gallery.writing() as change:
+            for identity in nobody:
+                change.remove_identity(identity)
+    assert "not" not in exported()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from facerec import cli
 from facerec.image import to_jpeg
 from facerec.packs.manifest import Pack
 from facerec.pipeline import Pipeline
+from gallery import Gallery
+from gallery.generations import add_staging
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -99,6 +103,19 @@ def test_a_pack_without_thresholds_is_taken_with_a_warning(
     code, _, err = run(*words)
     assert code != 0 and "no threshold table" in err
     assert "Eileen" in run(*words, "--threshold", "0.9")[1]
+
+
+def test_doctor_tells_of_a_move_that_was_not_finished(run: Run, enrolled: None) -> None:
+    assert "under way" not in run("doctor")[1]
+    with Gallery.open(os.environ["FACEREC_GALLERY"]) as gallery, gallery.writing() as change:
+        contract = replace(gallery.contract, embedder_sha256="ff" * 32)
+        add_staging(change, contract, "unflipped", gallery.thresholds)
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "a move to pack 'unflipped' is under way: 0 views embedded" in out
+    assert "facerec reembed --pack unflipped" in out
+    assert run("reembed", "--discard")[0] == 0
+    assert "under way" not in run("doctor")[1]
 
 
 def test_templates_that_cannot_be_embedded_are_listed_with_exit_code_1(

@@ -106,9 +106,11 @@ def doctor(
 
 
 def _gallery_findings(settings: Settings) -> list[Finding]:
-    """Whether the gallery opens, where there is one."""
+    """Whether the gallery opens, where there is one, and what is left to do in it."""
     from facerec.doctor import Finding
     from gallery import Gallery
+    from gallery.generations import generations
+    from gallery.schema import STAGING
 
     if not gallery_exists(settings):
         return [Finding("gallery", "ok", f"none yet in {gallery_name(settings)}")]
@@ -116,18 +118,30 @@ def _gallery_findings(settings: Settings) -> list[Finding]:
         with Gallery.open(settings.gallery, create=False) as opened:
             people, templates = opened.count()
             due = opened.compaction_due
+            with opened.reading() as view:
+                other = generations(view)[1]
     except FacerecError as exc:
         return [Finding("gallery", "problem", str(exc))]
+    found = [
+        Finding("gallery", "ok", f"{people} people, {templates} views, pack {opened.pack_name}")
+    ]
     if due:
-        return [
+        found.append(
             Finding(
                 "gallery", "warning", "bytes of removed people may be left in its database",
                 "run 'facerec compact' in a quiet hour",
             )
-        ]  # fmt: skip
-    return [
-        Finding("gallery", "ok", f"{people} people, {templates} views, pack {opened.pack_name}")
-    ]
+        )  # fmt: skip
+    if other is not None and other.state == STAGING:
+        found.append(
+            Finding(
+                "gallery", "warning",
+                f"a move to pack {other.pack_name!r} is under way: {other.embedded} views embedded",
+                f"'facerec reembed --pack {other.pack_name}' goes on with it, "
+                "'facerec reembed --discard' drops it",
+            )
+        )  # fmt: skip
+    return found
 
 
 def demo(

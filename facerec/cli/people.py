@@ -199,17 +199,24 @@ def people_export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write everybody, with embeddings and crops, to one checksummed file.
+    """Write everybody who has a name, with embeddings and crops, to one checksummed file.
 
     Example: facerec people export people.facerec
     """
     with open_gallery(gallery, pack, device) as opened:
         opened.export(file, overwrite=overwrite)
         people, templates = opened.count()
+        with opened.reading() as view:
+            unnamed = view.count_templates(named=False)
+    lines = [f"{people} people with {templates} views are in {file}."]
+    if unnamed:
+        lines.append(
+            f"{unnamed} views of nobody with a name are not; 'facerec backup' takes those along."
+        )
     say(
         json,
-        {"file": str(file), "people": people, "templates": templates},
-        f"{people} people with {templates} views are in {file}.",
+        {"file": str(file), "people": people, "templates": templates, "left_out": unnamed},
+        *lines,
     )
 
 
