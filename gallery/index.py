@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facerec.types import FloatArray
-from gallery.engines import BATCH, CodedEngine, Engine, rounding, search_flat
+from gallery.coded import CodedEngine
+from gallery.engines import Engine
+from gallery.faiss_rows import BATCH, rounding, search_flat
 from gallery.table import Growing, VectorTable
 
 IdArray = NDArray[np.int64]

@@ -19,7 +19,8 @@ import numpy as np
 from facerec.errors import ContractMismatch, FacerecError, GalleryError
 from facerec.types import EmbeddingContract, FloatArray
 from gallery import indexfile
-from gallery.engines import CudaEngine, Engine, FlatEngine, choose_kind, make_engine, require_cuda
+from gallery.cuda import CudaEngine, require_cuda
+from gallery.engines import Engine, FlatEngine, choose_kind, make_engine
 from gallery.index import TableIndex, VectorIndex
 from gallery.locks import SharedLock
 from gallery.people import PeopleIndex

@@ -62,6 +62,7 @@ class PeopleIndex:
 
     def fork(self) -> PeopleIndex:
         """As :meth:`gallery.index.VectorIndex.fork`."""
+        _ = self.people  # known once, every fork only has to note what changes
         forked = copy.copy(self)
         forked._index = self._index.fork()
         return forked

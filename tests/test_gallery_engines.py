@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from facerec.errors import ConfigError, GalleryError
 from facerec.types import FloatArray
-from gallery import Gallery, engines, live
+from gallery import Gallery, faiss_rows, live
+from gallery.cuda import CudaEngine
 from gallery.engines import AUTO_INT8, KINDS, choose_kind, make_engine, open_engine, save_engine
 from gallery.index import ExactIndex, TableIndex
 from gallery.indexfile import INDEX_NAME, engine_path
@@ -182,7 +183,7 @@ def test_a_cuda_device_finds_the_same_people() -> None:
     vectors = crowd(1, 300, 3, 64)
     ids, owners = np.arange(1, 901), np.repeat(np.arange(300), 3)
     base = vectors.copy()
-    people = PeopleIndex(TableIndex(64, ids, base, engines.CudaEngine(base)), ids, owners.copy())
+    people = PeopleIndex(TableIndex(64, ids, base, CudaEngine(base)), ids, owners.copy())
     reference = PeopleIndex(ExactIndex(64))
     reference.put(ids, owners, vectors)
     for removed in (np.array([5, 6, 7]), np.arange(100, 140)):
@@ -196,13 +197,13 @@ def test_a_cuda_device_finds_the_same_people() -> None:
 def test_a_batch_by_products_is_what_faiss_finds(seed: int, k: int, removed: set[int]) -> None:
     vectors = cone(seed, 60, 16, 1.0)
     vectors[sorted(removed)] = np.nan
-    queries = unit(seed + 1, engines.BATCH, 16)
+    queries = unit(seed + 1, faiss_rows.BATCH, 16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "_FIRST_PRODUCT", 7)
-        patch.setattr(engines, "_PRODUCT", 11)
-        similarities, rows = engines.search_flat(vectors, queries, k)
+        patch.setattr(faiss_rows, "_FIRST_PRODUCT", 7)
+        patch.setattr(faiss_rows, "_PRODUCT", 11)
+        similarities, rows = faiss_rows.search_flat(vectors, queries, k)
     for query, similar, found in zip(queries, similarities, rows, strict=True):
-        theirs = engines.search_flat(vectors, query[None], k)
+        theirs = faiss_rows.search_flat(vectors, query[None], k)
         there = theirs[1][0] >= 0
         assert (found >= 0).sum() == there.sum() == min(k, 60 - len(removed))
         np.testing.assert_allclose(similar[: there.sum()], theirs[0][0][there], atol=1e-6)
@@ -216,8 +217,8 @@ def test_one_query_shared_among_threads_finds_the_same(kind: str, monkeypatch) -
     index.remove(np.arange(1, 200, 3))
     probes = unit(6, 5, 32)
     right = [index.search(probe[None], 60) for probe in probes]
-    monkeypatch.setattr(engines, "_WORTH_SHARING", 0)
-    monkeypatch.setattr(engines, "available_threads", lambda: 3)
+    monkeypatch.setattr(faiss_rows, "_WORTH_SHARING", 0)
+    monkeypatch.setattr(faiss_rows, "available_threads", lambda: 3)
     for probe, (similarities, ids) in zip(probes, right, strict=True):
         shared = index.search(probe[None], 60)
         assert np.array_equal(shared[1], ids)

@@ -1,0 +1,100 @@
+"""Approximate search: a graph, or lists around centres, of int8 codes.
+
+By Euclidean distance, which ranks unit vectors as the cosine does, and unlike the inner product
+does not care that all of them lie in a cone. Imports the core, numpy, and this package's
+faiss_rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facerec.types import FloatArray
+from gallery.faiss_rows import CHUNK, RowArray, chunks, load_faiss, only, sample, threads_for
+
+_CODED_ABOUT = 0.01
+"""How far a code's similarity is off, roughly: nothing is promised."""
+_HNSW_LINKS = 32
+_HNSW_BUILD = 80
+_HNSW_SEARCH = 128
+_IVF_PROBES = 64
+_IVF_TRAIN = 64
+"""Vectors a list to train with; FAISS advises 39 to 256."""
+
+
+class _Approximate:
+    """What the two have in common: ``index`` is FAISS's."""
+
+    exact: ClassVar[bool] = False
+
+    def __init__(self, index: Any) -> None:
+        self.index = index
+
+    def tolerances(self, queries: FloatArray) -> NDArray[np.float64]:
+        return np.full(len(queries), _CODED_ABOUT)
+
+    def search(
+        self, queries: FloatArray, k: int, alive: NDArray[np.bool_] | None
+    ) -> tuple[FloatArray, RowArray]:
+        with threads_for(len(queries)):
+            squares, rows = self.index.search(queries, k, params=self._parameters(k, alive))
+        # Of unit vectors; FAISS gives the largest number there is where it found too few.
+        found = np.isfinite(squares) & (squares < 1e30)
+        return np.where(found, 1 - squares / 2, -np.inf), rows
+
+    def _parameters(self, k: int, alive: NDArray[np.bool_] | None) -> Any:
+        raise NotImplementedError
+
+
+class GraphEngine(_Approximate):
+    """HNSW (Malkov & Yashunin 2018): fast to search, slow to build."""
+
+    kind: Literal["hnsw"] = "hnsw"
+
+    @classmethod
+    def make(cls, vectors: FloatArray) -> GraphEngine:
+        faiss = load_faiss()
+        index = faiss.IndexHNSWSQ(
+            vectors.shape[1], faiss.ScalarQuantizer.QT_8bit, _HNSW_LINKS, faiss.METRIC_L2
+        )
+        index.hnsw.efConstruction = _HNSW_BUILD
+        if len(vectors):
+            index.train(sample(vectors, CHUNK))
+        for chunk in chunks(vectors):
+            index.add(chunk)
+        return cls(index)
+
+    def _parameters(self, k: int, alive: NDArray[np.bool_] | None) -> Any:
+        effort = max(_HNSW_SEARCH, k)
+        return only(alive, load_faiss().SearchParametersHNSW, efSearch=effort)
+
+
+class ListsEngine(_Approximate):
+    """An inverted file (Jegou et al. 2011): the lists of the nearest centres are searched."""
+
+    kind: Literal["ivf"] = "ivf"
+
+    @classmethod
+    def make(cls, vectors: FloatArray) -> ListsEngine:
+        faiss = load_faiss()
+        dim = vectors.shape[1]
+        lists = max(1, min(len(vectors) // 39, int(4 * len(vectors) ** 0.5)))
+        centres = faiss.IndexFlatL2(dim)
+        index = faiss.IndexIVFScalarQuantizer(
+            centres, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2
+        )
+        index.own_fields = True
+        centres.this.disown()
+        index.cp.max_points_per_centroid = _IVF_TRAIN
+        if len(vectors):
+            index.train(sample(vectors, _IVF_TRAIN * lists))
+        for chunk in chunks(vectors):
+            index.add(chunk)
+        return cls(index)
+
+    def _parameters(self, k: int, alive: NDArray[np.bool_] | None) -> Any:
+        probes = min(_IVF_PROBES, self.index.nlist)
+        return only(alive, load_faiss().SearchParametersIVF, nprobe=probes)
