@@ -264,9 +264,9 @@ def bare(people: PeopleIndex, kind: str, probes: np.ndarray) -> tuple[Any, Any]:
         index = people.index._engine.index  # type: ignore[attr-defined]
     parameters = None
     if kind == "hnsw":
-        parameters = faiss.SearchParametersHNSW(efSearch=128)
+        parameters = faiss.SearchParametersHNSW(efSearch=192)
     elif kind == "ivf":
-        parameters = faiss.SearchParametersIVF(nprobe=64)
+        parameters = faiss.SearchParametersIVF(nprobe=96)
 
     def search(queries: np.ndarray) -> object:
         return index.search(queries, width, params=parameters)

@@ -19,8 +19,8 @@ _CODED_ABOUT = 0.01
 """How far a code's similarity is off, roughly: nothing is promised."""
 _HNSW_LINKS = 32
 _HNSW_BUILD = 80
-_HNSW_SEARCH = 128
-_IVF_PROBES = 64
+_HNSW_SEARCH = 192
+_IVF_PROBES = 96
 _IVF_TRAIN = 64
 """Vectors a list to train with; FAISS advises 39 to 256."""
 

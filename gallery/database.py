@@ -6,8 +6,9 @@ to an engine is there, and everything else speaks through this.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import Connection
 
@@ -32,6 +33,9 @@ class Database(Protocol):
 
     def glancing(self) -> AbstractContextManager[Connection]:
         """For single statements, each with a view of its own. The quickest."""
+
+    def glance(self, query: str) -> Sequence[tuple[Any, ...]]:
+        """The rows of a query without parameters, as :meth:`glancing`; every search does it."""
 
     def viewing(self) -> AbstractContextManager[Connection]:
         """One moment's view, whatever others write meanwhile."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,6 +61,10 @@ class PostgresDatabase:
     def glancing(self) -> Iterator[Connection]:
         with translated(self._location), self._glances.connect() as connection:
             yield connection
+
+    def glance(self, query: str) -> Sequence[tuple[Any, ...]]:
+        with self.glancing() as connection:
+            return [tuple(row) for row in connection.exec_driver_sql(query)]
 
     @contextmanager
     def viewing(self) -> Iterator[Connection]:

@@ -21,7 +21,6 @@ from sqlalchemy import (
     Connection,
     Executable,
     Select,
-    bindparam,
     delete,
     func,
     insert,
@@ -53,9 +52,6 @@ READ_BATCH = 4096
 """Vectors read from the database at a time."""
 REMOVALS_KEPT = 100_000
 """Removed templates whose ids are kept, for indexes that have yet to leave them out."""
-_NAMES = select(IdentityRow.id, IdentityRow.name).where(
-    IdentityRow.id.in_(bindparam("ids", expanding=True))
-)
 _SQL_BATCH = 250  # below the oldest limit on variables of a statement, 999
 
 
@@ -131,14 +127,6 @@ class ReadTransaction:
         )  # fmt: skip
         missing = self.connection.execute(unembedded).scalar_one()
         return self.count_templates(named=named) - int(missing)
-
-    def names(self, ids: Iterable[int]) -> dict[int, str]:
-        """id -> name, of those ids that still exist."""
-        found: dict[int, str] = {}
-        for some in _batches(ids, _SQL_BATCH):
-            rows = self.connection.execute(_NAMES, {"ids": some})
-            found.update((row[0], display_name(row[0], row[1])) for row in rows)
-        return found
 
     def templates(self, person_id: int) -> list[Template]:
         """The templates of one person, oldest first."""

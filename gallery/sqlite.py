@@ -10,10 +10,10 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -87,6 +87,13 @@ class SqliteDatabase:
         self._require_same_file()
         with translated(self.db), self._engine.connect() as connection:
             yield connection
+
+    def glance(self, query: str) -> Sequence[tuple[Any, ...]]:
+        """Past SQLAlchemy, which takes ten times as long as SQLite does."""
+        self._require_same_file()
+        with translated(self.db), closing(self._engine.raw_connection()) as connection:
+            rows: list[tuple[Any, ...]] = connection.cursor().execute(query).fetchall()
+            return rows
 
     @contextmanager
     def viewing(self) -> Iterator[Connection]:

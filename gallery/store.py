@@ -11,11 +11,12 @@ import json
 import logging
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
@@ -25,11 +26,12 @@ from gallery import migrations, sqlite
 from gallery.database import Database
 from gallery.folder import is_there
 from gallery.location import Location
-from gallery.records import ReadTransaction, WriteTransaction
+from gallery.records import ReadTransaction, WriteTransaction, display_name
 from gallery.schema import ACTIVE, SCHEMA_VERSION, GenerationRow, MetaRow
 
 _log = logging.getLogger(__name__)
-_POSITION = select(MetaRow.revision, MetaRow.generation, MetaRow.uuid)
+_POSITION = "SELECT revision, generation, uuid FROM gallery"
+_NAMES_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -167,23 +169,26 @@ class Store:
 
         Raises ContractMismatch where the gallery was moved to another model since it was opened.
         """
-        with self.database.glancing() as connection:
-            return self._position(connection)
+        return self._position(self.database.glance(_POSITION))
 
     def meta(self) -> Meta:
         with self.database.glancing() as connection:
             return _read_meta(connection, self.name)
 
-    def names(self, ids: Iterable[int]) -> dict[int, str]:
+    def names(self, ids: Sequence[int]) -> dict[int, str]:
         """id -> name as of now, of those of the people ``ids`` that still exist."""
-        with self.database.glancing() as connection:
-            return ReadTransaction(connection, self.dim, self.generation).names(ids)
+        found: dict[int, str] = {}
+        for start in range(0, len(ids), _NAMES_AT_ONCE):
+            some = ",".join(str(int(person)) for person in ids[start : start + _NAMES_AT_ONCE])
+            rows = self.database.glance(f"SELECT id, name FROM identities WHERE id IN ({some})")
+            found.update((person, display_name(person, name)) for person, name in rows)
+        return found
 
     @contextmanager
     def reading(self) -> Iterator[ReadTransaction]:
         """A view of one revision, whatever others write meanwhile. Raises as :meth:`revision`."""
         with self.database.viewing() as connection:
-            self._position(connection)
+            self._position(connection.exec_driver_sql(_POSITION).all())
             yield ReadTransaction(connection, self.dim, self.generation)
 
     @contextmanager
@@ -195,22 +200,22 @@ class Store:
         :meth:`revision`.
         """
         with self._one_writer, self.database.changing() as connection:
-            self._position(connection)
+            self._position(connection.exec_driver_sql(_POSITION).all())
             yield WriteTransaction(connection, self.dim, self.generation)
 
-    def _position(self, connection: Connection) -> int:
+    def _position(self, rows: Sequence[Any]) -> int:
         """The revision, once it is sure that vectors still mean what they did at the opening."""
-        row = connection.execute(_POSITION).first()
-        if row is None or row.uuid != self.uuid:
+        if not rows or rows[0][2] != self.uuid:
             raise GalleryError(f"{self.gallery}: another gallery took its place; open it anew")
-        if row.generation != self.generation:
-            meta = _read_meta(connection, self.name)
+        revision, generation, _ = rows[0]
+        if generation != self.generation:
+            meta = self.meta()
             raise ContractMismatch(
                 f"{self.gallery}: the gallery was moved from pack {self._pack_name!r} to pack "
                 f"{meta.pack_name!r} (contract {meta.contract.contract_id}) while it was open "
                 "here. Open it again, with that pack."
             )
-        return int(row.revision)
+        return int(revision)
 
     def compact(self, *, now: bool = False) -> str | None:
         """Leave no byte of removed rows in the file. Returns a sentence where it could not.
