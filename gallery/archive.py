@@ -93,7 +93,7 @@ def _write_members(
         crops[template_id] = _write_member(archive, _crop_name(template_id), [jpeg])
     people = sorted(view.identities(None, 0, None), key=lambda person: person.id)
     lines = {person.id: line for line, person in enumerate(people)}
-    count = view.count_templates()
+    count = view.count_vectors(named=True)
     hashes = {
         _PEOPLE: _write_member(
             archive,
@@ -147,9 +147,12 @@ def _template_line(template: Template, person: int, crops: Mapping[int, str]) ->
         "person": person,
         "source": template.source,
         "content_sha256": template.content_sha256,
+        "face": template.face,
         "det_score": template.det_score,
         "created_at": template.created_at.isoformat(),
     }
+    if template.box_xyxy is not None:
+        value["box_xyxy"] = template.box_xyxy.tolist()
     if template.landmarks is not None:
         value["crop"] = _crop_name(template.id)
         value["crop_sha256"] = crops[template.id]
@@ -276,6 +279,7 @@ class Export:
 
     def _template(self, raw: dict[str, Any], vector: FloatArray) -> tuple[int, NewTemplate]:
         crop = self._crop(raw["crop"], raw["crop_sha256"]) if "crop" in raw else None
+        box = raw.get("box_xyxy")  # exports of old have neither this nor "face"
         return int(raw["person"]), NewTemplate(
             embedding=vector,
             source=str(raw["source"]),
@@ -284,6 +288,8 @@ class Export:
             crop_jpeg=crop,
             landmarks=np.asarray(raw["landmarks"], np.float32) if crop is not None else None,
             created_at=_moment(raw["created_at"]),
+            face=int(raw.get("face", 0)),
+            box_xyxy=None if box is None else np.asarray(box, np.float32),
         )
 
     def _crop(self, name: str, sha256: str) -> bytes:

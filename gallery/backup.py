@@ -184,6 +184,7 @@ def restore(
         scratch = stack.enter_context(scratch_folder(db))
         _copy_out(path, backup, scratch / DB_NAME, meter)
         _prove(path, backup, scratch, meter)
+        leave_wal_mode(scratch / DB_NAME)  # only that file is renamed: nothing may be in a log
         for name in _INDEXES:
             indexfile.erase(folder / name)
         if not exists:

@@ -5,6 +5,7 @@ Imports the core, numpy, and this package's faiss_rows.
 
 from __future__ import annotations
 
+import threading
 from typing import Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ class CudaEngine:
         faiss = load_faiss()
         self._vectors = vectors
         self._resources = faiss.StandardGpuResources()
+        self._one_search = threading.Lock()  # FAISS's are not safe against another at once
         self._index = faiss.GpuIndexFlatIP(self._resources, vectors.shape[1])
         for chunk in chunks(vectors):
             self._index.add(chunk)
@@ -45,7 +47,8 @@ class CudaEngine:
         width = min(k + removed, len(self._vectors))
         if width > _MOST:
             return search_flat(self._vectors, queries, k)
-        similarities, rows = self._index.search(queries, width)
+        with self._one_search:
+            similarities, rows = self._index.search(queries, width)
         if alive is not None:
             gone = ~alive[rows]
             similarities[gone], rows[gone] = -np.inf, -1

@@ -26,7 +26,7 @@ CHUNK = 1 << 16
 BATCH = 8
 """Queries from which products of whole matrices are faster than going through rows."""
 _FIRST_PRODUCT, _PRODUCT = 1 << 12, 1 << 16
-_WORTH_SHARING = 1 << 24
+_WORTH_SHARING = 1 << 22
 """Numbers to go through, from which the threads share one query."""
 
 
@@ -149,10 +149,10 @@ def load_faiss() -> Any:
     return faiss
 
 
-def chunks(vectors: FloatArray) -> Iterator[FloatArray]:
+def chunks(vectors: FloatArray, size: int = CHUNK) -> Iterator[FloatArray]:
     """(n, d) vectors, which may be mapped, some at a time."""
-    for start in range(0, len(vectors), CHUNK):
-        yield np.ascontiguousarray(vectors[start : start + CHUNK])
+    for start in range(0, len(vectors), size):
+        yield np.ascontiguousarray(vectors[start : start + size])
 
 
 def sample(vectors: FloatArray, count: int) -> FloatArray:

@@ -300,20 +300,18 @@ def forget_person(change: WriteTransaction, identity_id: int, name: str | None) 
     does not bring the person back. A photo that shows others too is left as it is.
     """
     theirs = select(TemplateRow.photo_id).where(TemplateRow.identity_id == identity_id)
-    others = select(TemplateRow.photo_id).where(
-        TemplateRow.identity_id != identity_id, TemplateRow.photo_id.is_not(None)
+    others = (
+        select(TemplateRow.id)
+        .where(TemplateRow.photo_id == PhotoRow.id, TemplateRow.identity_id != identity_id)
+        .exists()
     )
-    query = select(PhotoRow.id, PhotoRow.label).where(
-        PhotoRow.id.in_(theirs), PhotoRow.id.not_in(others)
-    )
+    query = select(PhotoRow.id, PhotoRow.label).where(PhotoRow.id.in_(theirs), ~others)
     rows = change.connection.execute(query).all()
     labels = {row.label for row in rows} | {label_of(name)}
     labels.discard("")
     ids = {row.id for row in rows}
     if labels:
-        query = select(PhotoRow.id, PhotoRow.label).where(
-            PhotoRow.label.in_(sorted(labels)), PhotoRow.id.not_in(others)
-        )
+        query = select(PhotoRow.id).where(PhotoRow.label.in_(sorted(labels)), ~others)
         ids |= {row.id for row in change.connection.execute(query)}
     for some in _batches(sorted(ids)):
         change.connection.execute(delete(FileRow).where(FileRow.photo_id.in_(some)))

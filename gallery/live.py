@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from facerec.types import EmbeddingContract, FloatArray
 from gallery import indexfile
 from gallery.cuda import CudaEngine, require_cuda
 from gallery.engines import Engine, FlatEngine, choose_kind, make_engine
-from gallery.index import TableIndex, VectorIndex
+from gallery.index import IdArray, TableIndex, VectorIndex
 from gallery.locks import SharedLock
 from gallery.people import PeopleIndex
 from gallery.records import ReadTransaction
@@ -42,6 +43,8 @@ one's is renewed by a thread of its own."""
 _PIECE = 1 << 15
 _SLOW = ("hnsw", "ivf")
 """Types that take minutes to build: by the thread, or by :meth:`LiveIndex.rebuild`."""
+_SETTLED_S = 60.0
+"""After so long a process is no command that is over soon, and builds such an index if missing."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class LiveIndex:
         self._closing = threading.Event()
         self._saved_revision = _UNKNOWN
         self._unsaved = 0  # templates changed since the copy on disk
+        self._build_at = time.monotonic() + _SETTLED_S
         self._state = State(self._empty(), 0)
         with self._one_update:
             self._start()
@@ -113,11 +117,14 @@ class LiveIndex:
 
     def refresh(self) -> None:
         """Catch up with the store."""
+        self._build_if_missing()
         revision = self._store.revision()
         if revision == self._state.revision:
             return
         with self._one_update:
-            if self._state.revision < revision:  # else another thread was here meanwhile
+            ours = self._state.revision
+            # Else another thread was here meanwhile. A server's failover can take a store back.
+            if ours < revision or ours > self._store.revision():
                 with self._store.reading() as view:
                     self._catch_up(view)
 
@@ -130,6 +137,14 @@ class LiveIndex:
             with self._one_update:
                 self._renew()
         else:
+            self._renew_in_background()
+
+    def _build_if_missing(self) -> None:
+        """An index that takes minutes: what it was made of was removed, or it was never here."""
+        if self.options.kind not in _SLOW or self.kind == self.options.kind:
+            return
+        if time.monotonic() >= self._build_at and len(self._state.people):
+            self._build_at = time.monotonic() + _SETTLED_S
             self._renew_in_background()
 
     def _renew_in_background(self) -> None:
@@ -215,7 +230,8 @@ class LiveIndex:
             self._renew(quickly=True)
         if self._path is None and self.options.factory is None:
             kind = choose_kind(self.options.kind or "auto", len(self._state.people))
-            if kind not in ("flat", *_SLOW):  # nothing on disk has the codes
+            # Nothing on disk has the codes, and nothing is on the device.
+            if kind not in ("flat", *_SLOW) or self.options.device == "cuda":
                 self._renew_in_background()
 
     def _of_file(self, file: indexfile.IndexFile) -> PeopleIndex:
@@ -268,7 +284,8 @@ class LiveIndex:
         if not 0 < since <= revision or not view.remembers(since):
             self._read_all(view, revision)
             return
-        removed, changes = self._changes(view, since)
+        removed = self._gone(view, since, self._state.people.owners[0])
+        changes = list(view.vectors_since(since, named=self._named))
         if len(removed):
             with self._lock.alone():  # nobody may go on with what has to be gone
                 people = self._state.people
@@ -285,10 +302,12 @@ class LiveIndex:
             self._state = State(people, revision)
         self._unsaved += len(removed) + sum(len(batch.ids) for batch in changes)
 
-    def _changes(self, view: ReadTransaction, since: int) -> tuple[Any, list[Any]]:
-        """Templates that went, and batches of those that came or changed hands."""
-        gone = [view.removed_since(since), view.left_since(since, named=self._named)]
-        return np.concatenate(gone), list(view.vectors_since(since, named=self._named))
+    def _gone(self, view: ReadTransaction, since: int, ids: IdArray) -> IdArray:
+        """Those of the templates ``ids`` that were removed, or are the other index's now."""
+        gone = np.concatenate(
+            [view.removed_since(since), view.left_since(since, named=self._named)]
+        )
+        return gone[np.isin(gone, ids)] if len(gone) else gone
 
     def _read_all(self, view: ReadTransaction, revision: int) -> None:
         people = self._empty()
@@ -314,7 +333,7 @@ class LiveIndex:
         """
         try:
             with self._lock.shared():
-                state = self._state
+                state, unsaved = self._state, self._unsaved
                 rows = _Rows.of(state.people, self._closing)
             if self._path is None or self._store.read_only:
                 self._rebuild_in_memory(state, rows, locked)
@@ -324,12 +343,13 @@ class LiveIndex:
                 with self._store.writing() as view:
                     # Under the write lock nobody can remove a person between check and rename.
                     behind = not view.remembers(state.revision)
-                    if behind or len(view.removed_since(state.revision)):
+                    if behind or len(self._gone(view, state.revision, rows.ids)):
                         return
                     file = writer.publish()
+                    self._saved_revision = state.revision
+                    self._unsaved = max(0, self._unsaved - unsaved)
             if self.options.factory is None:
                 self._go_on_with(self._of_file(file), state.revision, locked)
-            self._saved_revision, self._unsaved = state.revision, 0
         except (_Stopped, ContractMismatch):  # closing, or moved to another model meanwhile
             return
         except indexfile.Erased as exc:
@@ -369,7 +389,8 @@ class LiveIndex:
         engine: Engine | None = None
         kind = choose_kind(self.options.kind or "auto", len(rows))
         wanted = self.options.factory is None and self.options.device == "cpu"
-        if wanted and kind != "flat" and len(rows) and not (quickly and kind in _SLOW):
+        too_slow = quickly and kind in _SLOW and len(rows) > _CHEAP
+        if wanted and kind != "flat" and len(rows) and not too_slow:
             engine = make_engine(kind, rows)  # type: ignore[arg-type]
         writer.write(header, rows.ids, rows.owners, self._pieces(rows), engine)
 
@@ -382,22 +403,21 @@ class LiveIndex:
         with nullcontext() if locked else self._one_update, self._store.reading() as view:
             if not view.remembers(revision):
                 return
-            removed, changes = self._changes(view, revision)
-            people.remove(removed)
-            for batch in changes:
+            people.remove(self._gone(view, revision, people.owners[0]))
+            for batch in view.vectors_since(revision, named=self._named):
                 people.put(batch.ids, batch.owners, batch.vectors)
             with self._lock.alone():
                 self._state = State(people, view.revision())
 
 
 class _Stopped(Exception):
-    """The gallery is being closed."""
+    """The gallery is being closed, or rows went while they were read."""
 
 
 class _Rows:
     """What an index holds, as of one moment: sliced like an array, without a copy of it all.
 
-    Slicing raises _Stopped once ``stop`` is set.
+    Slicing raises _Stopped once ``stop`` is set, and for a row that was removed since.
     """
 
     def __init__(
@@ -424,6 +444,9 @@ class _Rows:
     def __getitem__(self, which: Any) -> FloatArray:
         if self._stop.is_set():
             raise _Stopped
-        if isinstance(self._index, TableIndex):
-            return self._index.take(self._at[which])
-        return self._index.vectors(self._at[which])
+        if not isinstance(self._index, TableIndex):
+            return self._index.vectors(self._at[which])
+        vectors = self._index.take(self._at[which])
+        if np.isnan(vectors[:, 0]).any():  # as a table erases; an engine of it would find nothing
+            raise _Stopped
+        return vectors

@@ -28,6 +28,7 @@ _DEATHS_AT_START = 4
 """So many, one after the other, are no accident."""
 _TRIES_TOGETHER, _TRIES_ALONE = 2, 2
 """Of photos whose worker died. Together first: then what is found is the same to the bit."""
+_GONE = "the Ray cluster does not answer any more"
 _POLL_S = 0.5
 _BLOCK = 16 << 20
 
@@ -140,6 +141,9 @@ class RayCrew:
         except _Lost:
             self._replace(worker)
             raise
+        except ConnectionError as exc:  # of Ray's client, after it has tried for half a minute
+            self._give_up(f"{_GONE}: {first_line(exc)}")
+            raise ModelError(self._problem) from exc
         except BaseException:
             self._give_back(worker)
             raise
@@ -228,7 +232,7 @@ class RayCrew:
             try:
                 ready, _ = self._ray.wait(waiting, timeout=_POLL_S)
             except Exception as exc:
-                self._give_up(f"the Ray cluster does not answer any more: {first_line(exc)}")
+                self._give_up(f"{_GONE}: {first_line(exc)}")
                 return
             for reference in ready:
                 self._started(reference)

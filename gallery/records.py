@@ -186,7 +186,7 @@ class ReadTransaction:
                 UnembeddedRow,
                 (UnembeddedRow.template_id == TemplateRow.id) & (UnembeddedRow.generation == at),
             )
-            .where(_is_named(named, few=revision > 0), UnembeddedRow.template_id.is_(None))
+            .where(_is_named(named, few=True), UnembeddedRow.template_id.is_(None))
         )
         if revision > 0:
             # Ordered as the index on revisions is; by id, SQLite would walk the whole table.
@@ -208,7 +208,7 @@ class ReadTransaction:
         query = (
             _TEMPLATES.join(IdentityRow, IdentityRow.id == TemplateRow.identity_id)
             .join(EmbeddingRow, EmbeddingRow.template_id == TemplateRow.id)
-            .where(_is_named(True), EmbeddingRow.generation == self.generation)
+            .where(_is_named(True, few=True), EmbeddingRow.generation == self.generation)
         )
         for some in self._stream(query.order_by(TemplateRow.id), READ_BATCH):
             yield from map(_template, some)
@@ -220,7 +220,7 @@ class ReadTransaction:
             .join(TemplateRow, TemplateRow.id == CropRow.template_id)
             .join(IdentityRow, IdentityRow.id == TemplateRow.identity_id)
             .join(EmbeddingRow, EmbeddingRow.template_id == TemplateRow.id)
-            .where(_is_named(True), EmbeddingRow.generation == self.generation)
+            .where(_is_named(True, few=True), EmbeddingRow.generation == self.generation)
             .order_by(CropRow.template_id)
         )
         for some in self._stream(query, _SQL_BATCH):
@@ -537,8 +537,11 @@ def _floats(
 
 
 def _is_named(named: bool, *, few: bool = False) -> ColumnElement[bool]:
-    """few: of few rows that something else has chosen. SQLite knows nothing of how many there
-    are of what, and would go through all that are named, and look for those few among them."""
+    """few: of few rows that something else has chosen, or of all in another order.
+
+    SQLite knows nothing of how many there are of what: it would go through all that are named,
+    and look for those few among them, or sort them, vectors and all.
+    """
     state = IdentityRow.state.concat("") if few else IdentityRow.state
     return state == NAMED if named else state != NAMED
 

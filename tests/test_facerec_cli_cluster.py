@@ -194,7 +194,7 @@ def test_an_export_says_whom_it_leaves_out(run, monkeypatch, capfd, folder, tmp_
 
     said = exported()
     assert "1 people with 1 views" in said
-    assert "8 views of nobody with a name are not; 'facerec backup' takes those along" in said
+    assert "8 views of nobody with a name, or without a vector, are not" in said
     assert json.loads(exported("--json"))["left_out"] == 8
     with open_gallery(folder) as gallery:
         with gallery.unnamed.searching() as state:

@@ -87,6 +87,13 @@ def test_a_restored_backup_is_the_gallery_to_the_last_row(model, backup, tmp_pat
     assert said == sorted(said) and said[-1][0] == said[-1][1]
 
 
+def test_what_is_restored_needs_no_log_beside_it(backup, tmp_path) -> None:
+    """Only one file is renamed at the end: whatever a log still held would be lost."""
+    restore(backup, tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [DB_NAME]
+    assert (tmp_path / "new" / DB_NAME).read_bytes()[18:20] == bytes([1, 1])  # no write-ahead log
+
+
 def test_the_last_line_of_a_backup_says_what_it_is(model, backup: Path) -> None:
     raw = json.loads(backup.read_bytes().splitlines()[-1])
     data = backup.read_bytes()[: raw["database_bytes"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from gallery.cuda import CudaEngine
 from gallery.engines import AUTO_INT8, KINDS, choose_kind, make_engine, open_engine, save_engine
 from gallery.index import ExactIndex, TableIndex
 from gallery.indexfile import INDEX_NAME, engine_path
+from gallery.joining import give
 from gallery.people import PeopleIndex
 from tests.gallery_samples import CONTRACT, DIM, TABLE, fill, near, template, unit
 
@@ -310,6 +312,73 @@ def test_what_is_removed_while_the_copy_is_written_is_not_in_it(
     secret = vectors[3, 0].astype("<f4").tobytes()
     assert (tmp_path / INDEX_NAME).exists()
     assert all(secret not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("removal", [True, False])
+@pytest.mark.parametrize("kind", CODED)
+def test_rows_that_go_while_an_index_is_made_spoil_it_for_nobody(
+    tmp_path: Path, monkeypatch, kind: str, removal: bool
+) -> None:
+    """They become NaN where the codes are made from; that must not end in any mean."""
+    with open_kind(tmp_path, kind) as gallery:
+        vectors = fill(gallery, 40)
+        gone = gallery.templates("person 3")[0].id
+        make = live.make_engine
+
+        def interrupted(*args: Any) -> object:
+            monkeypatch.undo()
+            if removal:
+                gallery.remove("person 3")
+            else:
+                with gallery.writing() as change:
+                    give(change, [gone], change.add_unnamed(1)[0])
+            return make(*args)
+
+        monkeypatch.setattr(live, "make_engine", interrupted)
+        gallery.live.renew_now()
+        for _ in range(2):
+            gallery.live.renew_now()  # this time nobody is in the way
+            found = [d.candidates[0].name for d in gallery.identify(vectors[[0, 5, 39], 0], 1)]
+            assert found == ["person 0", "person 5", "person 39"]
+    with open_kind(tmp_path, kind) as gallery:
+        assert gallery.live.kind == kind
+        assert gallery.identify(vectors[5, 0][None], 1)[0].match.name == "person 5"
+        assert gallery.identify(vectors[3, 0][None], 1)[0].match is None
+
+
+def test_an_index_that_takes_minutes_comes_back_where_a_process_stays(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """A removal takes it away, and a command that is soon over does not build it again."""
+    monkeypatch.setattr(live, "_CHEAP", 10)
+    with Gallery.open(tmp_path, contract=CONTRACT, thresholds=TABLE) as gallery:
+        vectors = fill(gallery, 40, 2)
+        gallery.rebuild_index("hnsw")
+        gallery.remove("person 39")
+    with Gallery.open(tmp_path) as gallery:
+        gallery.identify(probes_of(vectors))
+        gallery.live.wait()
+        assert gallery.live.kind == "flat"
+    monkeypatch.setattr(live, "_SETTLED_S", 0.0)
+    with Gallery.open(tmp_path) as gallery:
+        gallery.identify(probes_of(vectors))
+        gallery.live.wait()
+        assert gallery.live.kind == "hnsw"
+        names = [d.match.name for d in gallery.identify(probes_of(vectors)) if d.match]
+        assert names == [f"person {i // 2}" for i in range(30)]
+    with Gallery.open(tmp_path) as gallery:
+        assert gallery.live.kind == "hnsw"
+
+
+def test_a_small_gallery_keeps_such_an_index_through_every_change(tmp_path: Path) -> None:
+    with Gallery.open(tmp_path, contract=CONTRACT, thresholds=TABLE) as gallery:
+        fill(gallery, 40, 2)
+        gallery.rebuild_index("ivf")
+    for change in (lambda g: g.enroll("new", [template(unit(77))]), lambda g: g.remove("new")):
+        with Gallery.open(tmp_path) as gallery:
+            change(gallery)
+        with Gallery.open(tmp_path) as gallery:
+            assert gallery.live.kind == "ivf"
 
 
 # Those without a name

@@ -507,6 +507,12 @@ def test_the_exact_index_gives_the_same_decisions(tmp_path: Path) -> None:
             assert exact.identify(probes, k=7) == answers
 
 
+def add_unnamed(gallery: Gallery) -> None:
+    with gallery.writing() as change:
+        [somebody] = change.add_unnamed(1)
+        change.add_templates([(somebody, template(unit(60), "u"))])
+
+
 def test_an_enrolment_waits_for_no_search_and_a_removal_for_all(tmp_path: Path) -> None:
     with Gallery.open(tmp_path / "people", contract=CONTRACT, thresholds=TABLE) as gallery:
         fill(gallery, 3)
@@ -519,6 +525,8 @@ def test_an_enrolment_waits_for_no_search_and_a_removal_for_all(tmp_path: Path) 
                 assert hit.similarity < 0.9  # the search under way is of before
                 [found] = gallery.identify(unit(50, 1))
                 assert found.match is not None and found.match.name == "late"
+                # Nor do faces without a name, which are none of this index.
+                other.submit(add_unnamed, gallery).result(timeout=20)
                 removed = other.submit(gallery.remove, "late")
                 with pytest.raises(TimeoutError):
                     removed.result(timeout=0.5)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from facerec.errors import GalleryError, StoreCorrupt
 from facerec.types import FloatArray
@@ -210,6 +210,50 @@ def test_to_catch_up_with_a_change_is_not_to_read_the_gallery(filled) -> None:
         assert [len(batch.ids) for batch in batches] == [1] and len(left) == 0
         # SQLite's machine needs some steps a row, and there are sixty people.
         assert 0 < len(ticks) < 120
+
+
+def test_a_store_that_was_taken_back_is_followed(filled) -> None:
+    """As a server's failover can do it, which loses its last commits."""
+    folder, vectors = filled
+    with open_gallery(folder) as gallery:
+        gallery.enroll("lost", [template(unit(98), "l")])
+        assert names_found(gallery, unit(98)) == ["lost"]
+        with closing(sqlite3.connect(folder / DB_NAME)) as connection:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute(
+                "DELETE FROM templates WHERE identity_id = "
+                "(SELECT id FROM identities WHERE name = 'lost')"
+            )
+            connection.execute("DELETE FROM identities WHERE name = 'lost'")
+            connection.execute("UPDATE gallery SET revision = revision - 1")
+            connection.commit()
+        assert names_found(gallery, unit(98)) == [None]
+        assert names_found(gallery, vectors[5, 0]) == ["person 5"]
+        gallery.enroll("after", [template(unit(97), "a")])
+        assert names_found(gallery, np.stack([unit(97), unit(98)])) == ["after", None]
+
+
+def test_whoever_reads_it_all_sorts_nothing(filled) -> None:
+    """SQLite would sort vectors and crops in a file outside of the gallery's folder."""
+    with open_gallery(filled[0]) as gallery, gallery.reading() as view:
+        statements = []
+        event.listen(
+            view.connection, "before_cursor_execute",
+            lambda _c, _cursor, statement, parameters, *_: statements.append(
+                (statement, parameters)
+            ),
+        )  # fmt: skip
+        everything = (
+            view.vectors_since(0), view.vectors_since(0, named=False), view.all_templates(),
+            view.all_crops(),
+        )  # fmt: skip
+        for rows in everything:
+            list(rows)
+        assert len(statements) == 4
+        raw = view.connection.connection.dbapi_connection
+        for statement, parameters in statements:
+            plan = [row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            assert plan and not any("TEMP B-TREE" in step for step in plan), (statement, plan)
 
 
 @pytest.mark.parametrize("somebody_else", [True, False])

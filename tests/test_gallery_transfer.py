@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import delete, insert
 
 from facerec.errors import ContractMismatch, GalleryError, IdentityExists
 from gallery import Gallery, from_export, read_manifest
+from gallery.schema import EmbeddingRow, UnembeddedRow
 from gallery.sqlite import DB_NAME
 from tests.gallery_samples import CONTRACT, DIM, TABLE, fill, open_gallery, template, unit
 
@@ -87,6 +89,38 @@ def test_the_file_can_be_read_with_everyday_tools(exported: Path) -> None:
     about = read_manifest(exported)
     assert (about.people, about.templates, about.crops) == (5, 9, 3)
     assert (about.contract, about.pack_name, about.thresholds) == (CONTRACT, "sample", TABLE)
+
+
+def test_two_faces_of_one_photo_travel_with_their_places(tmp_path: Path) -> None:
+    box = np.array([1, 2, 30.5, 40], np.float32)
+    faces = [
+        dataclasses.replace(template(unit(i), "video"), face=i, box_xyxy=box + i) for i in range(3)
+    ]
+    with open_gallery(tmp_path / "old") as gallery:
+        gallery.enroll("Ada", faces)
+        gallery.export(tmp_path / "people.facerec")
+    with from_export(tmp_path / "people.facerec", tmp_path / "new") as new:
+        kept = new.templates("Ada")
+        assert [t.face for t in kept] == [0, 1, 2]
+        assert all(np.array_equal(t.box_xyxy, box + i) for i, t in enumerate(kept))
+
+
+def test_a_view_without_a_vector_is_left_out_and_the_rest_travels(tmp_path: Path) -> None:
+    """As a move to another model leaves it, of a photo that it could not use."""
+    with open_gallery(tmp_path / "old") as gallery:
+        vectors = fill(gallery, 3, 2)
+        with gallery.writing() as change:
+            lost = gallery.templates("person 1")[0].id
+            values = {"template_id": lost, "generation": 1}
+            change.connection.execute(
+                delete(EmbeddingRow).where(EmbeddingRow.template_id == lost)
+            )
+            change.connection.execute(insert(UnembeddedRow).values(**values, reason="no face"))
+        gallery.export(tmp_path / "people.facerec")
+    assert read_manifest(tmp_path / "people.facerec").templates == 5
+    with from_export(tmp_path / "people.facerec", tmp_path / "new") as new:
+        assert new.count() == (3, 5)
+        assert new.identify(vectors[1, 1][None])[0].match.name == "person 1"
 
 
 def test_an_empty_gallery_without_a_table_travels_too(tmp_path: Path) -> None:

@@ -205,17 +205,19 @@ def people_export(
     """
     with open_gallery(gallery, pack, device) as opened:
         opened.export(file, overwrite=overwrite)
-        people, templates = opened.count()
         with opened.reading() as view:
-            unnamed = view.count_templates(named=False)
+            people, templates = view.count_identities(), view.count_vectors(named=True)
+            every = view.count_templates() + view.count_templates(named=False)
+    left_out = every - templates
     lines = [f"{people} people with {templates} views are in {file}."]
-    if unnamed:
+    if left_out:
         lines.append(
-            f"{unnamed} views of nobody with a name are not; 'facerec backup' takes those along."
+            f"{left_out} views of nobody with a name, or without a vector, are not; "
+            "'facerec backup' takes those along."
         )
     say(
         json,
-        {"file": str(file), "people": people, "templates": templates, "left_out": unnamed},
+        {"file": str(file), "people": people, "templates": templates, "left_out": left_out},
         *lines,
     )
 
