@@ -263,12 +263,17 @@ def bare(people: PeopleIndex, kind: str, probes: np.ndarray) -> tuple[Any, Any]:
         index = faiss.IndexFlatIP(probes.shape[1])
         index.add(people.index.vectors(people.owners[0]))
     else:
-        index = people.index._engine.index  # type: ignore[attr-defined]
+        engine: Any = people.index._engine  # type: ignore[attr-defined]
+        index = engine.index
+        if kind in ("hnsw", "ivf"):
+            probes = np.rint(probes * engine._scale)
+        else:
+            probes = engine._coded(probes * engine._scale)[0]
     parameters = None
     if kind == "hnsw":
         parameters = faiss.SearchParametersHNSW(efSearch=192)
     elif kind == "ivf":
-        parameters = faiss.SearchParametersIVF(nprobe=96)
+        parameters = faiss.SearchParametersIVF(nprobe=128)
 
     def search(queries: np.ndarray) -> object:
         return index.search(queries, width, params=parameters)

@@ -77,9 +77,7 @@ def open_engine(
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     if kind in ("float16", "int8"):
         return CodedEngine(kind, index, arrays)
-    if kind == "hnsw":
-        return GraphEngine(index)
-    return ListsEngine(index)
+    return GraphEngine(index, arrays) if kind == "hnsw" else ListsEngine(index, arrays)
 
 
 def save_engine(engine: Engine, path: Path) -> dict[str, NDArray[Any]]:
@@ -95,7 +93,7 @@ def save_engine(engine: Engine, path: Path) -> dict[str, NDArray[Any]]:
         faiss.write_index(engine.index, str(path))
     except RuntimeError as exc:  # FAISS's word for a full disk
         raise OSError(str(exc).splitlines()[0]) from exc
-    return engine.arrays if isinstance(engine, CodedEngine) else {}
+    return engine.arrays
 
 
 class FlatEngine:

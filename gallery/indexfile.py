@@ -222,7 +222,7 @@ def _read_engine(path: Path, file: Path, header: Header, vectors: FloatArray) ->
         names = set(header.arrays) - {"ids", "owners", "vectors"}
         extra: Mapping[str, NDArray[Any]] = {n: _map(path, header, n).copy() for n in names}
         return open_engine(header.kind, vectors, file, extra)
-    except (OSError, RuntimeError):  # FAISS's own word for what it cannot read
+    except (OSError, RuntimeError, KeyError):  # FAISS's word, and of an earlier version
         return None
 
 

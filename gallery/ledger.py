@@ -311,8 +311,8 @@ def forget_person(change: WriteTransaction, identity_id: int, name: str | None) 
     labels.discard("")
     ids = {row.id for row in rows}
     if labels:
-        query = select(PhotoRow.id).where(PhotoRow.label.in_(sorted(labels)), ~others)
-        ids |= {row.id for row in change.connection.execute(query)}
+        named = select(PhotoRow.id).where(PhotoRow.label.in_(sorted(labels)), ~others)
+        ids |= set(change.connection.execute(named).scalars())
     for some in _batches(sorted(ids)):
         change.connection.execute(delete(FileRow).where(FileRow.photo_id.in_(some)))
         change.connection.execute(

@@ -215,12 +215,15 @@ class ReadTransaction:
 
     def all_crops(self) -> Iterator[tuple[int, bytes]]:
         """(template id, JPEG) of those of them that have a crop, in that order too."""
+        vector = select(EmbeddingRow.template_id).where(
+            EmbeddingRow.template_id == CropRow.template_id,
+            EmbeddingRow.generation == self.generation,
+        )
         query = (
             select(CropRow.template_id, CropRow.jpeg)
             .join(TemplateRow, TemplateRow.id == CropRow.template_id)
             .join(IdentityRow, IdentityRow.id == TemplateRow.identity_id)
-            .join(EmbeddingRow, EmbeddingRow.template_id == TemplateRow.id)
-            .where(_is_named(True, few=True), EmbeddingRow.generation == self.generation)
+            .where(_is_named(True, few=True), vector.exists())
             .order_by(CropRow.template_id)
         )
         for some in self._stream(query, _SQL_BATCH):

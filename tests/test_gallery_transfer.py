@@ -112,9 +112,7 @@ def test_a_view_without_a_vector_is_left_out_and_the_rest_travels(tmp_path: Path
         with gallery.writing() as change:
             lost = gallery.templates("person 1")[0].id
             values = {"template_id": lost, "generation": 1}
-            change.connection.execute(
-                delete(EmbeddingRow).where(EmbeddingRow.template_id == lost)
-            )
+            change.connection.execute(delete(EmbeddingRow).where(EmbeddingRow.template_id == lost))
             change.connection.execute(insert(UnembeddedRow).values(**values, reason="no face"))
         gallery.export(tmp_path / "people.facerec")
     assert read_manifest(tmp_path / "people.facerec").templates == 5
