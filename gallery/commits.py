@@ -21,6 +21,7 @@ from gallery.ledger import (
     DUPLICATE,
     ENROLLED,
     INCOMPLETE,
+    PASSED_OVER,
     REMOVED,
     FileEntry,
     KnownFace,
@@ -39,7 +40,8 @@ from gallery.ledger import (
     settled_by,
     unheld,
 )
-from gallery.outcomes import MOVED, UNCHANGED, Committed, Event, Outcome, Seen
+from gallery.leftovers import remove_left_over
+from gallery.outcomes import MOVED, UNCHANGED, Committed, Event, Outcome, RunEnd, Seen
 from gallery.photo_work import Looked
 from gallery.records import WriteTransaction
 from gallery.schema import FileRow, PhotoRow, TemplateRow
@@ -63,12 +65,14 @@ def commit(gallery: Gallery, events: Sequence[Event], *, force: bool, retry: boo
     """
     outcomes: list[Outcome] = []
     removed = people = 0
-    for some in _once_each(events):
+    for some in _once_each([event for event in events if not isinstance(event, RunEnd)]):
         with gallery.writing() as change:
             one = _Transaction(gallery, change, force=force, retry=retry)
             outcomes += one.run(some)
         removed += one.removed
         people += one.people
+    if any(isinstance(event, RunEnd) for event in events):
+        removed += remove_left_over(gallery)
     return Committed(tuple(outcomes), removed, people)
 
 
@@ -104,6 +108,7 @@ class _Transaction:
         self._faces: dict[str, list[KnownFace]] = {}
         self._people: dict[str, int] = {}  # name key -> id
         self._archives: dict[str, int] = {}  # key -> id
+        self._claimed: set[int] = set()  # photos that files hold from now on
         self.removed = 0
         self.people = 0
 
@@ -114,21 +119,24 @@ class _Transaction:
         for event in events:
             if isinstance(event, ArchiveStart):
                 self._start_archive(event)
-        plans = [self._plan(one) for one in seen]
+        plans = []
+        for one in seen:
+            plans.append(self._plan(one))
+            self._note_holder(plans[-1])
         self._write_templates(plans)
         self._write_files(plans)
-        left = self._left_behind(plans)
+        displaced = self._forget_files(plans)
         for event in events:
             if isinstance(event, ArchiveEnd):
-                left |= self._end_archive(event)
-        self._remove_unheld(left)
+                self._end_archive(event)
+        self._remove_displaced(displaced)
         return [self._outcome(plan) for plan in plans]
 
     def _look_up(self, seen: Sequence[Seen], events: Sequence[Event]) -> None:
         contents = sorted({one.sha256 for one in seen})
         keys = {one.item.key for one in seen}
         keys |= {one.item.archive for one in seen if one.item.archive}
-        keys |= {e.key for e in events if not isinstance(e, Seen)}
+        keys |= {e.key for e in events if isinstance(e, (ArchiveStart, ArchiveEnd))}
         self._files = files_at(self._change, sorted(keys))
         self._archives = {e.key: e.id for e in self._files.values() if e.photo_id is None}
         self._photos = photos_of(self._change, contents)
@@ -152,12 +160,14 @@ class _Transaction:
         if seen.looked is None:  # who was to look at it did not; the next run does
             reason = f"{plan.seen.source}: not indexed; run the command again"
             plan.failure = Failure(plan.seen.source, "not_indexed", reason)
+            self._pass_over(seen.item)
             return plan
         same = next((p for p in photos if p.label == plan.label), None)
         plan.displaced = [p for p in photos if self._is_displaced(p, plan)]
         away = {photo.id for photo in plan.displaced}
         known = self._faces.setdefault(seen.sha256, [])
-        judge(plan, [face for face in known if face.photo_id not in away], force=self._force)
+        stay = [f for f in known if f.photo_id not in away or label_of(f.name) == plan.label]
+        judge(plan, stay, force=self._force)
         known += [
             KnownFace(None, None, None, seen.item.name, face.face.embedding) for face in plan.faces
         ]
@@ -177,13 +187,37 @@ class _Transaction:
             return UNCHANGED
         return MOVED if holders and all(entry.is_gone() for entry in holders) else DUPLICATE
 
+    def _note_holder(self, plan: Plan) -> None:
+        """What the file holds now, and what no more: for those that come after."""
+        entry = self._files.get(plan.seen.item.key)
+        if entry and keeps_old(plan.outcome, plan.seen, entry):
+            plan.stays_with = entry.photo_id
+        else:
+            plan.stays_with = next(
+                (p.id for p in self._photos[plan.seen.sha256] if self._moved_here(p, plan)), None
+            )
+        holds = plan.stays_with or plan.photo_id
+        if holds is None:
+            return
+        self._claimed.add(holds)
+        if entry and entry.photo_id != holds and entry.photo_id in self._holders:
+            others = [one for one in self._holders[entry.photo_id] if one.id != entry.id]
+            self._holders[entry.photo_id] = others
+
+    def _moved_here(self, photo: PhotoEntry, plan: Plan) -> bool:
+        """Whether a file that is refused as it is called here was kept where it lay before."""
+        if plan.photo_id is None or not keeps_old(plan.outcome, plan.seen, photo):
+            return False
+        holders = self._holders.get(photo.id, [])
+        return photo.id not in self._claimed and all(entry.is_gone() for entry in holders)
+
     def _is_displaced(self, photo: PhotoEntry, plan: Plan) -> bool:
         """Whether the same content under another name makes way: the list, or the folders, now
         say otherwise. Names that people gave in the gallery do not make way."""
         if photo.label in ("", plan.label) or photo.outcome == REMOVED or plan.label == "":
             return False
-        holders = self._holders.get(photo.id, [])  # none, if it came just now
-        return bool(holders) and all(
+        holders = self._holders.get(photo.id, [])
+        return photo.id not in self._claimed and all(
             entry.key == plan.seen.item.key or entry.is_gone() for entry in holders
         )
 
@@ -255,44 +289,45 @@ class _Transaction:
             row = {
                 "size": item.size,
                 "mtime_ns": item.mtime_ns,
-                "photo_id": plan.photo_id,
+                "photo_id": plan.stays_with or plan.photo_id,
                 "archive_id": self._archives.get(item.archive) if item.archive else None,
             }
             if entry is None:
                 new.append({"path": item.key, "label": "", **row})
             else:
-                if keeps_old(plan.outcome, plan.seen, entry):
-                    row["photo_id"] = entry.photo_id
                 changed.append({"which": entry.id, **{f"new_{k}": v for k, v in row.items()}})
         if new:
             self._change.connection.execute(insert(FileRow), new)
         if changed:
             self._change.connection.execute(_CHANGE_FILE, changed)
 
-    def _left_behind(self, plans: Sequence[Plan]) -> set[int]:
-        """Photos that may have no file any more."""
-        left: set[int] = set()
+    def _forget_files(self, plans: Sequence[Plan]) -> set[int]:
+        """Files that are no more, or not written down again; the photos that made way."""
+        displaced: set[int] = set()
         gone: list[int] = []
         for plan in plans:
             entry = self._files.get(plan.seen.item.key)
-            if entry and entry.photo_id and entry.photo_id != plan.photo_id:
-                left |= {entry.photo_id} if not keeps_old(plan.outcome, plan.seen, entry) else set()
             if entry and plan.what == REMOVED:  # and the path is not written down again
                 gone.append(entry.id)
             if plan.what == MOVED and plan.photo_id is not None:
-                gone += self._follow_move(plan, self._holders[plan.photo_id])
+                gone += self._follow_move(plan, plan.photo_id)
+            elif plan.stays_with is not None and (
+                entry is None or entry.photo_id != plan.stays_with
+            ):
+                gone += self._follow_move(plan, plan.stays_with)
             if plan.what in (ENROLLED, DUPLICATE):
                 for photo in plan.displaced:
-                    left.add(photo.id)
+                    displaced.add(photo.id)
                     gone += [e.id for e in self._holders.get(photo.id, []) if e.is_gone()]
         remove_files(self._change, gone)
-        return left
+        return displaced
 
-    def _follow_move(self, plan: Plan, holders: Sequence[FileEntry]) -> list[int]:
+    def _follow_move(self, plan: Plan, photo_id: int) -> list[int]:
         """Templates say where their photo lies now; the ids of files that are no more."""
+        holders = self._holders.get(photo_id, [])
         if plan.seen.item.kind == "photo":
             sources = [displayable(path_of_key(entry.key)) for entry in holders]
-            of_photo = (TemplateRow.photo_id == plan.photo_id) & TemplateRow.source.in_(sources)
+            of_photo = (TemplateRow.photo_id == photo_id) & TemplateRow.source.in_(sources)
             self._change.connection.execute(
                 update(TemplateRow).where(of_photo).values(source=plan.seen.source)
             )
@@ -309,34 +344,34 @@ class _Transaction:
             new.returning(FileRow.id)
         ).scalar_one()
 
-    def _end_archive(self, event: ArchiveEnd) -> set[int]:
-        """Now it is complete: what it does not hold any more goes; the photos of that."""
+    def _pass_over(self, item: Item) -> None:
+        """An archive of which a member was not indexed has to be read again."""
+        if (archive_id := self._archives.get(item.archive or "")) is not None:
+            this = FileRow.id == archive_id
+            self._change.connection.execute(update(FileRow).where(this).values(size=PASSED_OVER))
+
+    def _end_archive(self, event: ArchiveEnd) -> None:
+        """Now it is complete, but for members passed over; it holds no others any more."""
         archive_id = self._archives[event.key]
-        this = FileRow.id == archive_id
+        this = (FileRow.id == archive_id) & (FileRow.size != PASSED_OVER)
         self._change.connection.execute(
             update(FileRow).where(this).values(size=event.size, mtime_ns=event.mtime_ns)
         )
         members = members_of(self._change, archive_id).values()
-        lost = [entry for entry in members if entry.key not in event.seen]
-        remove_files(self._change, [entry.id for entry in lost])
-        return {entry.photo_id for entry in lost if entry.photo_id is not None}
+        remove_files(self._change, [e.id for e in members if e.key not in event.seen])
 
-    def _remove_unheld(self, photo_ids: set[int]) -> None:
+    def _remove_displaced(self, photo_ids: set[int]) -> None:
         gone = unheld(self._change, photo_ids)
         if gone:
             self._mark_removal()
-            self.removed += remove_photos(self._change, gone)
+            self.removed += remove_photos(self._change, gone, displaced=True)
 
     def _mark_removal(self) -> None:
         self._gallery.mark_removal(self._change)
 
     def _outcome(self, plan: Plan) -> Outcome:
         entry = self._files.get(plan.seen.item.key)
-        replaced = (
-            entry is not None
-            and entry.photo_id != plan.photo_id
-            and not keeps_old(plan.outcome, plan.seen, entry)
-        )
+        replaced = entry is not None and entry.photo_id not in (plan.photo_id, plan.stays_with)
         looked = plan.seen.looked
         return Outcome(
             source=plan.seen.source,

@@ -33,6 +33,7 @@ class Plan:
     what: for the report. outcome: for the ledger. photo_id: of its content's entry there.
     displaced: entries of the same content that make way. faces: to be added; templates: how many
     were. superseded: templates of somebody without a name, whom one of the faces shows.
+    stays_with: the entry that the file is of all the same, where it is refused under this name.
     """
 
     seen: Seen
@@ -45,6 +46,7 @@ class Plan:
     reasons: tuple[Rejection, ...] = ()
     failure: Failure | None = None
     superseded: list[int] = field(default_factory=list)
+    stays_with: int | None = None
     templates: int = 0
 
 
@@ -73,7 +75,7 @@ def judge(plan: Plan, known: Sequence[KnownFace], *, force: bool) -> None:
     plan.outcome = plan.what
 
 
-def keeps_old(outcome: str, seen: Seen, entry: FileEntry) -> bool:
+def keeps_old(outcome: str, seen: Seen, entry: FileEntry | PhotoEntry) -> bool:
     """Whether a file stays with the photo that it was: the same content, which was kept under
     another name, or none, and is refused under the new one."""
     return (

@@ -19,7 +19,7 @@ from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import aliased
 
 from facerec.types import FloatArray, Rejection
-from gallery.items import path_key, path_of_key
+from gallery.items import displayable, kind_of, path_key, path_of_key
 from gallery.records import ReadTransaction, WriteTransaction
 from gallery.schema import (
     NAMED,
@@ -37,8 +37,9 @@ ENROLLED, DUPLICATE, REJECTED = "enrolled", "duplicate", "rejected"
 NO_FACE, FAILED, REMOVED = "no_face", "failed", "removed"
 """What became of a photo: faces of it are kept; were kept before; all were refused; it has none;
 it cannot be read; whom it showed was removed from the gallery, and is to stay so."""
-INCOMPLETE = -1
-"""Size of an archive that was not read to its end yet."""
+INCOMPLETE, PASSED_OVER = -1, -2
+"""Sizes of an archive that was not read to its end yet, and of one that was, but for a member
+that has to be read again."""
 
 _SAME_FACE = 0.9999
 """Cosine of one face of one photo with itself, embedded in another batch."""
@@ -258,19 +259,67 @@ def unheld(view: ReadTransaction, photo_ids: Iterable[int]) -> list[int]:
     return [photo_id for photo_id in wanted if photo_id not in held]
 
 
-def remove_photos(change: WriteTransaction, photo_ids: Sequence[int]) -> int:
+def remove_photos(
+    change: WriteTransaction, photo_ids: Sequence[int], *, displaced: bool = False
+) -> int:
     """Remove photos that no file holds any more, and their templates; how many templates.
 
+    Templates stay if the photo lies elsewhere and is kept there for the same person, or for
+    nobody in particular; so do the people of a photo that was indexed without a name.
+    displaced: what it shows goes by another name now, so that only the former stay.
     Somebody without a name who has no face left goes too; a person stays.
     """
     ids: list[int] = []
     for some in _batches(photo_ids):
+        _hand_over(change, some, displaced=displaced)
         query = select(TemplateRow.id).where(TemplateRow.photo_id.in_(some))
         ids += change.connection.execute(query).scalars().all()
     remove_faces(change, ids)
     for some in _batches(photo_ids):
         change.connection.execute(delete(PhotoRow).where(PhotoRow.id.in_(some)))
     return len(ids)
+
+
+def _hand_over(change: WriteTransaction, photo_ids: Sequence[int], *, displaced: bool) -> None:
+    """Give templates to other photos of the same content, which are held, as said above."""
+    query = select(PhotoRow.content_sha256).where(PhotoRow.id.in_(photo_ids))
+    contents = set(change.connection.execute(query).scalars())
+    alike = [p for photos in photos_of(change, contents).values() for p in photos]
+    kept = [p for p in alike if p.outcome in (ENROLLED, DUPLICATE)]
+    holders = files_of(change, [p.id for p in kept])  # those that go have none
+    heirs: dict[str, dict[str, int]] = {}  # content -> label -> photo
+    for photo in kept:
+        if photo.id in holders:
+            heirs.setdefault(photo.sha256, {})[photo.label] = photo.id
+    if not heirs:
+        return
+    photo_columns = (PhotoRow.content_sha256, PhotoRow.label)
+    theirs = (
+        select(TemplateRow.id, TemplateRow.source, *photo_columns, IdentityRow.name)
+        .join(PhotoRow, PhotoRow.id == TemplateRow.photo_id)
+        .join(IdentityRow, IdentityRow.id == TemplateRow.identity_id)
+        .where(PhotoRow.id.in_(photo_ids))
+    )
+    for row in change.connection.execute(theirs).all():
+        labels = heirs.get(row.content_sha256, {})
+        heir = labels.get(label_of(row.name))
+        if heir is None and not displaced:
+            given_here = row.label == "" and row.name is not None
+            heir = labels.get("", min(labels.values(), default=None) if given_here else None)
+        if heir is not None:
+            values = {"photo_id": heir, "source": _source_at(row.source, holders[heir])}
+            this = TemplateRow.id == row.id
+            change.connection.execute(update(TemplateRow).where(this).values(**values))
+
+
+def _source_at(source: str, holders: Sequence[FileEntry]) -> str:
+    """A template's source, where its photo or video is held by these files now."""
+    is_video = kind_of(holders[0].key) == "video"
+    path, mark, moment = source.rpartition("#t=") if is_video else (source, "", "")
+    if path in [displayable(path_of_key(entry.key)) for entry in holders]:
+        return source
+    here = next((entry for entry in holders if not entry.is_gone()), holders[0])
+    return displayable(path_of_key(here.key)) + mark + moment
 
 
 def remove_faces(change: WriteTransaction, template_ids: Sequence[int]) -> None:

@@ -28,7 +28,12 @@ class Seen:
         return displayable(path_of_key(self.item.key))
 
 
-Event = Seen | ArchiveStart | ArchiveEnd
+@dataclass(frozen=True)
+class RunEnd:
+    """Everything that there is to index was gone through."""
+
+
+Event = Seen | ArchiveStart | ArchiveEnd | RunEnd
 
 
 @dataclass(frozen=True)

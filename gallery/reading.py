@@ -40,7 +40,7 @@ from gallery.ledger import (
     photos_of,
     settled_by,
 )
-from gallery.outcomes import Seen
+from gallery.outcomes import RunEnd, Seen
 from gallery.photo_work import BATCH_PHOTOS, Looked
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Looking:
     looked: Future[list[Looked]]
 
 
-Step = Looking | Seen | ArchiveStart | ArchiveEnd | Unchanged | Failure
+Step = Looking | Seen | ArchiveStart | ArchiveEnd | Unchanged | Failure | RunEnd
 
 
 class Ledger:
@@ -142,6 +142,8 @@ class Reader:
                 if not isinstance(one, Item):
                     yield one
             yield from self._group(group, readers)
+        if not self._stopped:
+            yield RunEnd()
 
     def _group(self, items: Sequence[Item], readers: ThreadPoolExecutor) -> Iterator[Step]:
         with self._gallery.reading() as view:
