@@ -36,6 +36,7 @@ from gallery.location import Location
 from gallery.people import Hit
 from gallery.policy import OperatingPoint, operating_point
 from gallery.records import ReadTransaction, WriteTransaction
+from gallery.schema import NAMED
 from gallery.store import Store, thresholds_json
 from gallery.values import (
     NameOrId,
@@ -345,11 +346,17 @@ class Gallery:
         return person, [template_id for template_id in ids if template_id is not None]
 
     def rename(self, name_or_id: NameOrId, new: str) -> Identity:
-        """Raises IdentityNotFound, IdentityExists, GalleryError for a bad name."""
+        """Whoever had no name is a person from then on.
+
+        Raises IdentityNotFound, IdentityExists, GalleryError for a bad name.
+        """
         with self.writing() as change:
-            person_id = change.identity(name_or_id).id
-            change.rename(person_id, new)
-            return change.identity(person_id)
+            person = change.identity(name_or_id)
+            if person.state == NAMED:
+                change.rename(person.id, new)
+            else:
+                change.set_state(person.id, NAMED, new)
+            return change.identity(person.id)
 
     def set_metadata(self, name_or_id: NameOrId, metadata: Mapping[str, Any]) -> Identity:
         """Replace a person's metadata. Raises IdentityNotFound, GalleryError if not JSON."""
@@ -362,12 +369,18 @@ class Gallery:
         """Give all of ``other``'s templates to ``into``, and remove the person ``other``.
 
         Of a face of a photo that both have, ``into``'s template stays. Metadata of ``other`` fills
-        in what ``into`` has no key for. Raises IdentityNotFound, GalleryError for one person.
+        in what ``into`` has no key for. Raises IdentityNotFound; GalleryError for one person, or
+        an ``into`` without a name.
         """
         with self.writing() as change:
             keep, gone = change.identity(into), change.identity(other)
             if keep.id == gone.id:
                 raise GalleryError(f"{keep.name!r} cannot be merged with itself")
+            if keep.state != NAMED:
+                raise GalleryError(
+                    f"{keep.name} has no name, and {gone.name} would lose theirs: merge the other "
+                    f"way round, or name #{keep.id} first"
+                )
             self.mark_removal(change)
             change.move_templates(gone.id, keep.id)
             inherit(change, gone.id, keep.id)

@@ -137,6 +137,34 @@ def test_a_name_that_is_there_takes_the_group_in(gallery: Gallery) -> None:
         Unknown(gallery).name(person.id, "Eve")
 
 
+@pytest.mark.parametrize("dismissed", [False, True])
+def test_renaming_somebody_without_a_name_makes_a_person_of_them(
+    gallery: Gallery, dismissed: bool
+) -> None:
+    first, second = add_person(gallery, 1, 2)
+    if dismissed:
+        Unknown(gallery).dismiss([second])
+    assert gallery.identify(faces(1, 1, first=20))[0].match is None
+    person = gallery.rename(second, "Ada")
+    assert (person.id, person.name, person.state) == (second, "Ada", "named")
+    match = gallery.identify(faces(1, 1, first=20))[0].match
+    assert match is not None and match.name == "Ada"
+    group_unknown(gallery)
+    assert gallery.person("Ada").template_count == 1
+    assert sizes(gallery) == {first: 1}
+    gallery.check()
+
+
+def test_nobody_is_merged_into_somebody_without_a_name(gallery: Gallery) -> None:
+    gallery.enroll("Ada", [template(faces(1, 1)[0], "ada")])
+    [first] = add_person(gallery, 1, 1, first=10)
+    with pytest.raises(GalleryError, match="has no name, and Ada would lose theirs"):
+        gallery.merge(first, "Ada")
+    assert (gallery.person("Ada").template_count, sizes(gallery)) == (1, {first: 1})
+    assert gallery.merge("Ada", first).template_count == 2
+    gallery.check()
+
+
 def test_two_faces_of_a_photo_are_two_people_however_alike(gallery: Gallery) -> None:
     add(gallery, *(replace(template(v, "twins"), face=i) for i, v in enumerate(faces(1, 2))))
     add_person(gallery, 1, 3, first=10)
