@@ -100,6 +100,9 @@ def test_show_lists_the_faces_and_saves_their_crops(run, tmp_path) -> None:
     text = run("show", group_id, "--crops", tmp_path / "crops").out
     assert text.startswith(f"unknown #{group_id}, 4 faces\n  probably Ada: 4 of 4 faces at FMR")
     assert len(list((tmp_path / "crops").glob("*.jpg"))) == 4
+    (tmp_path / "file").touch()
+    refused = run("show", group_id, "--crops", tmp_path / "file")
+    assert (refused.code, "file: cannot be written" in refused.err) == (2, True)
     views = run("show", group_id, "--json").json["views"]
     assert {view["source"] for view in views} == {f"1-{i}.jpg" for i in range(4)}
 

@@ -17,6 +17,7 @@ from facerec.cli.common import (
     ThresholdOption,
     open_gallery,
     print_json,
+    save_crops,
     say,
 )
 from facerec.errors import ConfigError
@@ -134,7 +135,7 @@ def cluster_list(
         hint = hints[group.id]
         cells = (str(group.id), str(group.template_count), source, hint.name if hint else "")
         table.add_row(*cells)
-    Console(highlight=False, markup=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)
     print(
         f"{len(groups)} shown; {counts.groups} groups and {counts.single} single faces in all, "
         f"{counts.dismissed} dismissed."
@@ -163,7 +164,7 @@ def cluster_show(
         found, hint = unknown.group(group), unknown.suggestion(group)
         templates = opened.templates(group)
         if crops is not None:
-            _save_crops(opened, templates, crops)
+            save_crops(opened, templates, crops)
     lines = [f"{found.name}, {found.template_count} faces"]
     if hint:
         lines.append(f"  probably {hint.name}: {_reason(hint)}")
@@ -341,14 +342,6 @@ def _left_lines(joined: Joined, name: str) -> list[str]:
     if joined.same:
         lines.append(f"  {joined.same} faces were there already.")
     return lines
-
-
-def _save_crops(gallery: Any, templates: list[Template], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for template in templates:
-        data = gallery.crop(template.id)
-        if data is not None:
-            (folder / f"{template.id}.jpg").write_bytes(data)
 
 
 def _report_to_dict(report: GroupReport) -> dict[str, Any]:
