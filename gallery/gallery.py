@@ -378,8 +378,8 @@ class Gallery:
                 raise GalleryError(f"{keep.name!r} cannot be merged with itself")
             if keep.state != NAMED:
                 raise GalleryError(
-                    f"nobody is merged into {keep.name}, who has no name: merge them into a person, "
-                    f"or say who they are: facerec cluster name {keep.id} NAME"
+                    f"nobody is merged into {keep.name}, who has no name: merge them into a "
+                    f"person, or say who they are: facerec cluster name {keep.id} NAME"
                 )
             self.mark_removal(change)
             change.move_templates(gone.id, keep.id)

@@ -237,9 +237,9 @@ def test_a_report_that_could_not_be_kept_is_refused_before_the_work(run, tmp_pat
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_a_sentence():
     full = Path("/dev/full")
-    with pytest.raises(ConfigError, match=r"/dev/full: cannot be written \(No space left"):
-        with writing_to(full):
-            full.write_text("report")
+    said = r"/dev/full: cannot be written \(No space left"
+    with pytest.raises(ConfigError, match=said), writing_to(full):
+        full.write_text("report")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")

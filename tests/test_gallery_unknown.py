@@ -366,8 +366,24 @@ def test_a_group_that_grew_meanwhile_keeps_what_it_got(
 
     report = changed_meanwhile(gallery, monkeypatch, lambda: Unknown(gallery).merge(first, [other]))
     assert sizes(gallery)[first] == 3, "its own, the one merged, and not the one beside that"
-    assert report.joined + report.overtaken == 2
+    assert (report.joined, report.overtaken) == (1, 1)
     assert sum(sizes(gallery).values()) == 4
+    gallery.check()
+
+
+def test_a_group_that_was_split_meanwhile_gets_nothing_until_it_is_compared_again(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [first, *_] = add_person(gallery, 1, 4)
+    group_unknown(gallery)
+    add_person(gallery, 1, 2, first=10)
+    [wrong, *_] = [t.id for t in gallery.templates(first)]
+    report = changed_meanwhile(gallery, monkeypatch, lambda: Unknown(gallery).split(first, [wrong]))
+    assert (report.joined, report.overtaken) == (0, 2)
+    assert sorted(sizes(gallery).values()) == [1, 1, 1, 3]
+    report = group_unknown(gallery)
+    assert (report.joined, report.overtaken) == (2, 0)
+    assert len(sizes(gallery)) == 2
     gallery.check()
 
 
