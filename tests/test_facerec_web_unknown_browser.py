@@ -45,6 +45,7 @@ def test_faces_are_grouped_named_and_dismissed(page: Any) -> None:
     expect(said).to_contain_text("This is Ada, with 4 photos now.")
     expect(rows).to_have_count(1)
     rows.first.click()
+    expect(page.locator("#unknown-refuse")).to_be_hidden()
     page.locator("#unknown-dismiss").click()
     expect(said).to_contain_text("is not shown any more")
     expect(rows).to_have_count(0)

@@ -54,6 +54,7 @@ class UnknownService:
             group.name,
             group.template_count,
             None if hint is None else hint.name,
+            None if hint is None else hint.person_id,
             "" if hint is None else _reason(hint),
             tuple(map(self._view, self._gallery.templates(group.id)[:_SHOWN])),
         )
@@ -81,13 +82,12 @@ class UnknownService:
         new = self._unknown.split(group_id, [template_id])
         return f"That face is {new.name} now, and stays apart."
 
-    def refuse(self, group_id: int) -> str:
-        """Say that it is not the person who is suggested."""
-        hint = self._unknown.suggestion(group_id)
-        if hint is None:
+    def refuse(self, group_id: int, person_id: int | None) -> str:
+        """Say that it is not that person, who was suggested when the group was shown."""
+        if person_id is None:
             raise GalleryError("nobody is suggested for this group")
-        self._unknown.keep_apart(group_id, hint.person_id)
-        return f"{hint.name} is not suggested for this group again."
+        _, person = self._unknown.keep_apart(group_id, person_id)
+        return f"{person.name} is not suggested for this group again."
 
     def dismiss(self, group_id: int) -> str:
         """Say that nobody wants to see it."""
