@@ -199,8 +199,9 @@ class Unknown:
             old = change.identity(who)
             theirs = {template.id for template in change.templates(old.id)}
             if strange := sorted(set(wanted) - theirs):
+                lists = "people" if old.state == NAMED else "cluster"
                 raise GalleryError(
-                    f"{old.name} has no view {strange[0]}; 'facerec cluster show' lists them"
+                    f"{old.name} has no view {strange[0]}; 'facerec {lists} show' lists them"
                 )
             if not wanted or len(wanted) == len(theirs):
                 raise GalleryError(

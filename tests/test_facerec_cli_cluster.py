@@ -152,6 +152,24 @@ def test_views_of_a_person_are_split_off_by_name(run, folder) -> None:
     assert "has 1 faces; Ada keeps 4. They stay apart." in out
 
 
+def test_a_number_is_a_person_of_that_name_before_it_is_an_unknown(run, folder) -> None:
+    run()
+    [a, b] = groups(run)
+    with Gallery.open(folder, create=False) as gallery:
+        person, _ = gallery.enroll(str(b), [template(unit(50 + i), str(i)) for i in range(2)])
+        view = gallery.templates(person.id)[0].id
+    assert run("apart", a, b, "--json").json["apart"] == [a, person.id]
+    assert run("apart", a, f"#{b}", "--json").json["apart"] == [a, b]
+    assert run("apart", a, f"unknown #{b}").out == f"unknown #{a} is not unknown #{b}.\n"
+    assert run("split", b, "--view", view, "--json").json["old"] == {
+        "id": person.id,
+        "name": str(b),
+    }
+    assert "'facerec people show' lists them" in run("split", b, "--view", 9999).err
+    assert "'facerec cluster show' lists them" in run("split", f"#{b}", "--view", 9999).err
+    assert run("split", a, "--view", 9999).err.count(f"unknown #{a}") == 1, "nobody is called so"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [

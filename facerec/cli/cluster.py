@@ -24,6 +24,7 @@ from facerec.errors import ConfigError
 
 if TYPE_CHECKING:
     from facerec.types import Identity, Template
+    from gallery import Gallery
     from gallery.grouping import GroupReport
     from gallery.joining import Joined
     from gallery.unknown import Suggestion
@@ -222,7 +223,7 @@ def cluster_merge(
 @cluster_app.command("split")
 def cluster_split(
     group: Annotated[
-        str, typer.Argument(metavar="ID|NAME", help="Number of an unknown, or a person.")
+        str, typer.Argument(metavar="ID|NAME", help="Number of an unknown (17, #17), or a person.")
     ],
     views: Annotated[
         list[int],
@@ -240,8 +241,9 @@ def cluster_split(
     from gallery.unknown import Unknown
 
     with open_gallery(gallery, pack, device) as opened:
-        new = Unknown(opened).split(_who(group), views)
-        old = opened.person(_who(group))
+        who = _who(opened, group)
+        new = Unknown(opened).split(who, views)
+        old = opened.person(who)
     say(
         json,
         {"new": _group_to_dict(new, None, []), "old": {"id": old.id, "name": old.name}},
@@ -254,7 +256,8 @@ def cluster_split(
 def cluster_apart(
     group: GroupArgument,
     other: Annotated[
-        str, typer.Argument(metavar="ID|NAME", help="Who it is not: an unknown, or a person.")
+        str,
+        typer.Argument(metavar="ID|NAME", help="Who it is not: an unknown (17, #17), or a person."),
     ],
     gallery: GalleryOption = None,
     pack: PackOption = None,
@@ -268,7 +271,7 @@ def cluster_apart(
     from gallery.unknown import Unknown
 
     with open_gallery(gallery, pack, device) as opened:
-        one, them = Unknown(opened).keep_apart(group, _who(other))
+        one, them = Unknown(opened).keep_apart(group, _who(opened, other))
     say(json, {"apart": [one.id, them.id]}, f"{one.name} is not {them.name}.")
 
 
@@ -297,10 +300,15 @@ def cluster_dismiss(
     )
 
 
-def _who(text: str) -> int | str:
-    """A number, also as "#17" or "unknown #17", or else a name."""
-    number = text.strip().removeprefix("unknown").strip().removeprefix("#")
-    return int(number) if number.isdecimal() else text
+def _who(gallery: Gallery, text: str) -> int | str:
+    """A name or an id: "#17" and "unknown #17" are ids, "17" is where no person is called so."""
+    number = text.strip().removeprefix("unknown").strip()
+    if number.startswith("#") and number[1:].isdecimal():
+        return int(number[1:])
+    if not number.isdecimal():
+        return text
+    with gallery.reading() as view:
+        return int(number) if view.find(text) is None else text
 
 
 def _group_to_dict(
