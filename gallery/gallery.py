@@ -294,10 +294,12 @@ class Gallery:
         with self.reading() as view:
             return view.identity(name_or_id)
 
-    def templates(self, name_or_id: NameOrId) -> list[Template]:
-        """A person's templates, oldest first. Raises IdentityNotFound."""
+    def templates(self, name_or_id: NameOrId, limit: int | None = None) -> list[Template]:
+        """A person's templates, or the first of them, oldest first. Raises IdentityNotFound."""
+        if limit is not None and limit < 0:
+            raise GalleryError(f"limit is not negative, got {limit}")
         with self.reading() as view:
-            return view.templates(view.identity(name_or_id).id)
+            return view.templates(view.identity(name_or_id).id, limit)
 
     def template(self, template_id: int) -> Template:
         """Raises IdentityNotFound."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from facerec.errors import ConfigError, GalleryError, IdentityNotFound
 from facerec.types import FloatArray
@@ -318,6 +319,55 @@ def test_who_was_said_to_be_somebody_else_is_not_suggested_or_joined(gallery: Ga
     assert [unknown.suggestion(i).name for i in (first, rest[0])] == ["Bea", "Ada"]  # type: ignore[union-attr]
     with pytest.raises(GalleryError, match="from itself"):
         unknown.keep_apart(first, first)
+
+
+def test_many_are_suggested_as_each_alone(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for person, name in enumerate(("Ada", "Bea", "Cleo"), start=1):
+        gallery.enroll(name, [template(faces(person, 1)[0], name)])
+    ids = [add_person(gallery, person, 3, first=10)[0] for person in (1, 2, 3, 4)]
+    group_unknown(gallery)
+    unknown = Unknown(gallery)
+    unknown.keep_apart(ids[1], "Bea")
+    unknown.keep_apart(ids[1], "Ada")
+    monkeypatch.setattr("gallery.unknown._TOGETHER", 3)
+    found = unknown.suggestions(ids)
+    assert [hint and hint.name for hint in found.values()] == ["Ada", None, "Cleo", None]
+    for one, hint in found.items():
+        alone = unknown.suggestion(one)
+        assert (hint is None) == (alone is None)
+        if hint and alone:
+            assert replace(hint, similarity=alone.similarity) == alone
+            assert hint.similarity == pytest.approx(alone.similarity, abs=1e-6)
+    assert unknown.suggestions([]) == {}
+    with pytest.raises(IdentityNotFound):
+        unknown.suggestions([ids[0], 999])
+
+
+def test_the_first_faces_of_somebody_come_without_the_rest(gallery: Gallery) -> None:
+    [first, *_] = add_person(gallery, 1, 5)
+    group_unknown(gallery)
+    every = [t.id for t in gallery.templates(first)]
+    assert len(every) == 5
+    for limit in (0, 1, 3, 9):
+        assert [t.id for t in gallery.templates(first, limit=limit)] == every[:limit]
+    with pytest.raises(GalleryError, match="limit is not negative"):
+        gallery.templates(first, limit=-1)
+
+
+def test_counting_goes_by_the_index_on_states(gallery: Gallery) -> None:
+    asked: list[str] = []
+    with gallery.reading() as view:
+        database = view.connection.engine
+    event.listen(database, "before_cursor_execute", lambda *about: asked.append(about[2]))
+    Unknown(gallery).count()
+    [query] = [text for text in asked if "GROUP BY" in text]
+    with gallery.reading() as view:
+        wanted = ("unnamed", "dismissed")
+        plan = view.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", wanted).all()
+    looks_up = "SEARCH identities USING COVERING INDEX ix_identities_state"
+    assert any(looks_up in row[3] for row in plan), plan
 
 
 def changed_meanwhile(

@@ -120,11 +120,11 @@ def cluster_list(
     with open_gallery(gallery, pack, device) as opened:
         unknown = Unknown(opened)
         groups = unknown.groups(at_least=at_least, dismissed=dismissed, offset=offset, limit=limit)
-        hints = {g.id: unknown.suggestion(g.id) if suggest else None for g in groups}
-        samples = {g.id: opened.templates(g.id)[:3] for g in groups}
+        hints = unknown.suggestions([g.id for g in groups] if suggest else [])
+        samples = {g.id: opened.templates(g.id, limit=3) for g in groups}
         counts = unknown.count()
     if json:
-        listed = [_group_to_dict(g, hints[g.id], samples[g.id]) for g in groups]
+        listed = [_group_to_dict(g, hints.get(g.id), samples[g.id]) for g in groups]
         print_json({"groups": listed, "count": vars(counts)})
         return
     from rich.console import Console
@@ -133,7 +133,7 @@ def cluster_list(
     table = Table("id", "faces", "one of the sources", "probably", box=None)
     for group in groups:
         source = samples[group.id][0].source if samples[group.id] else ""
-        hint = hints[group.id]
+        hint = hints.get(group.id)
         cells = (str(group.id), str(group.template_count), source, hint.name if hint else "")
         table.add_row(*cells)
     Console(highlight=False, markup=False, emoji=False).print(table)

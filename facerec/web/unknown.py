@@ -44,7 +44,8 @@ class UnknownService:
         last = max(0, (counts.groups - 1) // PAGE_SIZE * PAGE_SIZE)
         offset = min(max(0, offset), last)
         groups = self._unknown.groups(offset=offset, limit=PAGE_SIZE)
-        rows = tuple(map(self._row, groups))
+        hints = self._unknown.suggestions([group.id for group in groups])
+        rows = tuple(self._row(group, hints[group.id]) for group in groups)
         return GroupsPage(rows, counts.groups, counts.single, offset, PAGE_SIZE)
 
     def group(self, group_id: int) -> GroupView:
@@ -56,7 +57,7 @@ class UnknownService:
             None if hint is None else hint.name,
             None if hint is None else hint.person_id,
             "" if hint is None else _reason(hint),
-            tuple(map(self._view, self._gallery.templates(group.id)[:_SHOWN])),
+            tuple(map(self._view, self._gallery.templates(group.id, limit=_SHOWN))),
         )
 
     def others(self, group_id: int) -> tuple[tuple[str, int], ...]:
@@ -97,9 +98,8 @@ class UnknownService:
             f"'facerec cluster dismiss {group.id} --undo' brings it back."
         )
 
-    def _row(self, group: Identity) -> GroupRow:
-        hint = self._unknown.suggestion(group.id)
-        some = self._gallery.templates(group.id)[:_SAMPLES]
+    def _row(self, group: Identity, hint: Suggestion | None) -> GroupRow:
+        some = self._gallery.templates(group.id, limit=_SAMPLES)
         crops = tuple(self._gallery.crop(template.id) for template in some)
         name = None if hint is None else hint.name
         return GroupRow(group.id, group.name, group.template_count, crops, name)
