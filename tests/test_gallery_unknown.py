@@ -16,7 +16,7 @@ from facerec.types import FloatArray
 from gallery import Gallery, NewTemplate, grouping
 from gallery.grouping import GroupReport, group_unknown
 from gallery.unknown import Unknown
-from tests.gallery_engines import engine  # noqa: F401
+from tests.gallery_engines import engine, in_folders_only  # noqa: F401
 from tests.gallery_samples import CONTRACT, near, open_gallery, sha, template, unit
 
 ALIKE = 0.95
@@ -356,6 +356,7 @@ def test_the_first_faces_of_somebody_come_without_the_rest(gallery: Gallery) -> 
         gallery.templates(first, limit=-1)
 
 
+@in_folders_only
 def test_counting_goes_by_the_index_on_states(gallery: Gallery) -> None:
     asked: list[str] = []
     with gallery.reading() as view:
