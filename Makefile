@@ -19,8 +19,9 @@ check: $(VENV)/dev.done  ## lint, types, architecture
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-bench: $(VENV)/dev.done  ## the comparisons; see docs/speed.md, docs/heads.md, docs/training.md, docs/indexes.md
-	$(BIN)/python benchmarks/pipeline.py
+bench: $(VENV)/dev.done  ## make bench MODELS=DIR LFW=DIR: see docs/speed.md; other comparisons: benchmarks/
+	$(if $(and $(MODELS),$(LFW)),,$(error name the folders of the two models and of LFW: make bench MODELS=DIR LFW=DIR))
+	$(BIN)/python benchmarks/pipeline.py --models "$(MODELS)" --lfw "$(LFW)"
 
 clean:
 	rm -rf $(VENV) gallery-data .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

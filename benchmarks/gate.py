@@ -1,6 +1,6 @@
 """What the enrolment gate lets through: LFW as it is, smaller, and blurred.
 
-    python benchmarks/gate.py --lfw ../shared/data/lfw
+    python benchmarks/gate.py --lfw lfw
 
 Prints, for every n-th photo of LFW scaled and blurred on purpose, the share that the gate
 accepts and the reasons of the rest.
@@ -38,8 +38,7 @@ def altered(image: RGBImage, scale: float, sigma: float) -> RGBImage:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    shared = Path(__file__).resolve().parent.parent.parent / "shared"
-    parser.add_argument("--lfw", type=Path, default=shared / "data/lfw")
+    parser.add_argument("--lfw", type=Path, required=True, help="NAME/NAME_0001.jpg")
     parser.add_argument("--every", type=int, default=10, help="take every n-th photo")
     args = parser.parse_args()
     pipeline, gate = Pipeline.load(find_pack("bundled")), Gate()

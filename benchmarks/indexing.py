@@ -1,6 +1,6 @@
 """What indexing costs: the bare stages one after the other, the overlapped run, and a second run.
 
-    python benchmarks/indexing.py --photos ../shared/data/lfw --count 1000
+    python benchmarks/indexing.py --photos lfw --count 1000
 
 Takes the first photos below a folder with one folder for each person, copies them, and measures,
 each in wall and processor time: the stages alone, on one thread (read, decode, detect, align and

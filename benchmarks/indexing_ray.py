@@ -1,6 +1,6 @@
 """What Ray adds to indexing: one and more workers of a local Ray beside this process's threads.
 
-    python benchmarks/indexing_ray.py --photos ../shared/data/lfw --count 600
+    python benchmarks/indexing_ray.py --photos lfw --count 600
 
 Indexes the first photos below a folder with one folder for each person, into a new gallery
 each time, in turn: with one thread and with as many as there are cores, with one Ray worker and

@@ -1,6 +1,6 @@
 """Our pipeline beside insightface's FaceAnalysis: the same two ONNX files, the same photos.
 
-    python benchmarks/pipeline.py --models ../shared/models --lfw ../shared/data/lfw
+    python benchmarks/pipeline.py --models DIR --lfw lfw
 
 Measures photos per second from file to embeddings on the group photo that insightface
 ships (6 faces) and on photos of LFW, both sides with the same number of threads, taking
@@ -348,9 +348,8 @@ def print_table(report: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    shared = Path(__file__).resolve().parent.parent.parent / "shared"
-    parser.add_argument("--models", type=Path, default=shared / "models")
-    parser.add_argument("--lfw", type=Path, default=shared / "data/lfw")
+    parser.add_argument("--models", type=Path, required=True, help=f"{DETECTOR} and {EMBEDDER}")
+    parser.add_argument("--lfw", type=Path, required=True, help="NAME/NAME_0001.jpg")
     parser.add_argument("--photos", type=int, default=500, help="of LFW")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)

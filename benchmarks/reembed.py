@@ -1,6 +1,6 @@
 """What a gallery loses when it moves to a new model by its crops instead of the original photos.
 
-    python benchmarks/reembed.py --lfw ../shared/data/lfw --pack FOLDER
+    python benchmarks/reembed.py --lfw lfw --pack FOLDER
 
 On the photos of LFW's View 2. The old pack finds the face nearest the centre of each photo, and
 the gallery's loose crop of it is cut and coded as an enrolment would. The new pack then embeds

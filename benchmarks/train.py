@@ -1,7 +1,7 @@
 """Training steps: the trainer's against the plain float32 loop, and whether the losses agree.
 
     python benchmarks/train.py --json train.json
-    python benchmarks/train.py --faces ../shared/data/celeba112 --curve-steps 60
+    python benchmarks/train.py --faces celeba112 --curve-steps 60
 
 A step is forward, backward, clipping and SGD with momentum, from a batch of uint8 chips, with an
 ArcFace head of 10,000 classes: mobilefacenet at batch 64, iresnet50 at batch 16.
@@ -12,8 +12,8 @@ Both have the same head (its own gain over a dense one is ``benchmarks/heads.py`
 batches, alternate within one run, and medians with quartiles are printed. ``--variants`` times
 each ingredient alone, and torch.compile.
 
-The curves train both from the same weights on the same batches: the photos of ``--faces`` if
-that folder is there, else blobs with as many identities.
+The curves train both from the same weights on the same batches: the photos of ``--faces``, a folder
+for each person, or else blobs of 500 identities.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def timed(
 def real_batches(faces: Path | None, size: int, steps: int) -> tuple[list[Batch], str]:
     """Batches of chips for the curves, and what they are of."""
     rng = np.random.default_rng(1)
-    if faces is None or not faces.is_dir():
+    if faces is None:
         prints = torch.from_numpy(rng.integers(0, 256, (500, 8, 8, 3)).astype(np.float32))
         prints = torch.nn.functional.interpolate(prints.permute(0, 3, 1, 2), 112, mode="bicubic")
         batches = []
@@ -251,8 +251,7 @@ def curves(name: str, batches: list[Batch]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    shared = Path(__file__).resolve().parent.parent.parent / "shared"
-    parser.add_argument("--faces", type=Path, default=shared / "data/celeba112")
+    parser.add_argument("--faces", type=Path, help="NAME/*.jpg, 112x112 (default: blobs)")
     parser.add_argument("--only", choices=sorted(CASES), action="append")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--curve-steps", type=int, default=60, help="0: no curves")
@@ -262,6 +261,8 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.faces is not None and not args.faces.is_dir():
+        parser.error(f"--faces {args.faces}: no such folder")
     report: dict[str, Any] = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -36,6 +36,7 @@ from gallery.location import Location
 from gallery.people import Hit
 from gallery.policy import OperatingPoint, operating_point
 from gallery.records import ReadTransaction, WriteTransaction
+from gallery.schema import NAMED
 from gallery.store import Store, thresholds_json
 from gallery.values import (
     NameOrId,
@@ -293,10 +294,12 @@ class Gallery:
         with self.reading() as view:
             return view.identity(name_or_id)
 
-    def templates(self, name_or_id: NameOrId) -> list[Template]:
-        """A person's templates, oldest first. Raises IdentityNotFound."""
+    def templates(self, name_or_id: NameOrId, limit: int | None = None) -> list[Template]:
+        """A person's templates, or the first of them, oldest first. Raises IdentityNotFound."""
+        if limit is not None and limit < 0:
+            raise GalleryError(f"limit is not negative, got {limit}")
         with self.reading() as view:
-            return view.templates(view.identity(name_or_id).id)
+            return view.templates(view.identity(name_or_id).id, limit)
 
     def template(self, template_id: int) -> Template:
         """Raises IdentityNotFound."""
@@ -345,11 +348,17 @@ class Gallery:
         return person, [template_id for template_id in ids if template_id is not None]
 
     def rename(self, name_or_id: NameOrId, new: str) -> Identity:
-        """Raises IdentityNotFound, IdentityExists, GalleryError for a bad name."""
+        """Whoever had no name is a person from then on.
+
+        Raises IdentityNotFound, IdentityExists, GalleryError for a bad name.
+        """
         with self.writing() as change:
-            person_id = change.identity(name_or_id).id
-            change.rename(person_id, new)
-            return change.identity(person_id)
+            person = change.identity(name_or_id)
+            if person.state == NAMED:
+                change.rename(person.id, new)
+            else:
+                change.set_state(person.id, NAMED, new)
+            return change.identity(person.id)
 
     def set_metadata(self, name_or_id: NameOrId, metadata: Mapping[str, Any]) -> Identity:
         """Replace a person's metadata. Raises IdentityNotFound, GalleryError if not JSON."""
@@ -362,12 +371,18 @@ class Gallery:
         """Give all of ``other``'s templates to ``into``, and remove the person ``other``.
 
         Of a face of a photo that both have, ``into``'s template stays. Metadata of ``other`` fills
-        in what ``into`` has no key for. Raises IdentityNotFound, GalleryError for one person.
+        in what ``into`` has no key for. Raises IdentityNotFound; GalleryError for one person, or
+        an ``into`` without a name.
         """
         with self.writing() as change:
             keep, gone = change.identity(into), change.identity(other)
             if keep.id == gone.id:
                 raise GalleryError(f"{keep.name!r} cannot be merged with itself")
+            if keep.state != NAMED:
+                raise GalleryError(
+                    f"nobody is merged into {keep.name}, who has no name: merge them into a "
+                    f"person, or say who they are: facerec cluster name {keep.id} NAME"
+                )
             self.mark_removal(change)
             change.move_templates(gone.id, keep.id)
             inherit(change, gone.id, keep.id)

@@ -43,7 +43,8 @@ _IN = 250  # below the oldest limit on variables of a statement
 class GroupReport:
     """What a run did. faces: that were compared, of how many identities; without: faces that have
     no embedding. groups: of two faces or more, afterwards. joined: identities that became part
-    of another. overtaken: that somebody changed meanwhile, so that they were left alone. threshold:
+    of another. overtaken: that were left alone, as somebody changed them meanwhile, or took away
+    from what they were to be part of, or put in what cannot be the same person. threshold:
     cosine from which faces are linked, and its FMR (NaN: unmeasured)."""
 
     faces: int
@@ -257,7 +258,8 @@ class _Portion:
         """Note, or do, what has still to be done of it."""
         now = _as_of_now(self._change, (plan.into, *plan.parts))
         state = DISMISSED if plan.into in self._snapshot.dismissed else UNNAMED
-        if plan.into not in now or now[plan.into][0] != state:
+        meant = set(self._snapshot.faces[plan.into])
+        if plan.into not in now or now[plan.into][0] != state or not meant <= {*now[plan.into][1]}:
             self.overtaken += len(plan.parts)
             return
         grown = len(now[plan.into][1]) != self._sizes[plan.into]
@@ -270,6 +272,9 @@ class _Portion:
                 result = join(self._gallery, self._change, part, plan.into)
                 self._sizes[plan.into] += result.moved
                 self.same += result.same
+                if not result.moved and not result.same:  # all beside what came in meanwhile
+                    self.overtaken += 1
+                    continue
             else:
                 self._moves.append({"part": part, "into": plan.into})
                 self._sizes[plan.into] += len(self._snapshot.faces[part])

@@ -128,10 +128,10 @@ class ReadTransaction:
         missing = self.connection.execute(unembedded).scalar_one()
         return self.count_templates(named=named) - int(missing)
 
-    def templates(self, person_id: int) -> list[Template]:
-        """The templates of one person, oldest first."""
+    def templates(self, person_id: int, limit: int | None = None) -> list[Template]:
+        """The templates of one person, or the first of them, oldest first."""
         query = _TEMPLATES.where(TemplateRow.identity_id == person_id).order_by(TemplateRow.id)
-        return [_template(row) for row in self.connection.execute(query)]
+        return [_template(row) for row in self.connection.execute(query.limit(limit))]
 
     def template(self, template_id: int) -> Template:
         """Raises IdentityNotFound."""

@@ -8,16 +8,18 @@ core, SQLAlchemy and this package.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Select, func, select
 
 from facerec.errors import ConfigError, GalleryError, IdentityNotFound
-from facerec.types import FloatArray, Identity
+from facerec.types import Decision, FloatArray, Identity
 from gallery.apart import keep_apart, let_together, others_than
 from gallery.gallery import Gallery
 from gallery.joining import Joined, give, join, remove_empty
@@ -28,6 +30,8 @@ from gallery.values import NameOrId, identity_id, metadata_json
 
 _ASKED = 32
 """Faces of a group that are looked up among the people, evenly chosen."""
+_TOGETHER = 64
+"""Groups whose faces are looked up in one search."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Unknown:
         sizes = (
             select(IdentityRow.state, size.label("size"))
             .join(TemplateRow, TemplateRow.identity_id == IdentityRow.id)
-            .where(IdentityRow.state != NAMED)
+            .where(IdentityRow.state.in_((UNNAMED, DISMISSED)))  # by the index on states
             .group_by(IdentityRow.id, IdentityRow.state)
             .subquery()
         )
@@ -118,32 +122,36 @@ class Unknown:
         the faces asked must agree. Nobody is suggested who was said to be somebody else; and
         nobody without a threshold table, or people.
         """
+        return self.suggestions([group_id], fmr=fmr)[group_id]
+
+    def suggestions(
+        self, group_ids: Sequence[int], *, fmr: float | None = None
+    ) -> dict[int, Suggestion | None]:
+        """The :meth:`suggestion` for each of the groups; faces of many go through one search."""
+        found: dict[int, Suggestion | None] = {}
+        for at in range(0, len(group_ids), _TOGETHER):
+            found.update(self._suggest(group_ids[at : at + _TOGETHER], fmr))
+        return found
+
+    def _suggest(self, group_ids: Sequence[int], fmr: float | None) -> dict[int, Suggestion | None]:
         with self._gallery.reading() as view:
-            vectors = _vectors(view, unnamed(view, group_id).id)
-            never = others_than(view, group_id)
+            asked = {one: _vectors(view, unnamed(view, one).id) for one in group_ids}
+            never = {one: others_than(view, one) for one in group_ids}
             people = view.count_identities()
+        found: dict[int, Suggestion | None] = dict.fromkeys(asked)
+        vectors = np.concatenate(list(asked.values()))
         table = self._gallery.thresholds
         if table is None or not people or not len(vectors):
-            return None
+            return found
         wanted = fmr or min(max(min(DEFAULT_FMR, 1 / people), table.fmr[-1]), table.fmr[0])
         try:
-            answers = self._gallery.identify(vectors, k=1 + len(never), fmr=wanted)
+            k = 1 + max(map(len, never.values()))
+            answers = iter(self._gallery.identify(vectors, k=k, fmr=wanted))
         except ConfigError as exc:
             raise ConfigError(f"no suggestion: {exc}") from exc
-        found = [
-            next((c for c in answer.candidates if c.identity_id not in never), None)
-            for answer in answers
-        ]
-        threshold = answers[0].threshold
-        hits = [c for c in found if c is not None and c.similarity >= threshold]
-        if not hits:
-            return None
-        votes = Counter(c.identity_id for c in hits)
-        best, number = max(votes.items(), key=lambda item: (item[1], -item[0]))
-        if 2 * number < len(vectors):
-            return None
-        nearest = max((c for c in hits if c.identity_id == best), key=lambda c: c.similarity)
-        return Suggestion(best, nearest.name, number, len(vectors), nearest.similarity, wanted)
+        for one, rows in asked.items():
+            found[one] = _most_named(list(islice(answers, len(rows))), never[one], wanted)
+        return found
 
     # What people say
 
@@ -199,8 +207,9 @@ class Unknown:
             old = change.identity(who)
             theirs = {template.id for template in change.templates(old.id)}
             if strange := sorted(set(wanted) - theirs):
+                lists = "people" if old.state == NAMED else "cluster"
                 raise GalleryError(
-                    f"{old.name} has no view {strange[0]}; 'facerec cluster show' lists them"
+                    f"{old.name} has no view {strange[0]}; 'facerec {lists} show' lists them"
                 )
             if not wanted or len(wanted) == len(theirs):
                 raise GalleryError(
@@ -256,6 +265,26 @@ def unnamed(view: ReadTransaction, group_id: int) -> Identity:
     if found.state == NAMED:
         raise GalleryError(f"#{group_id} has a name: {found.name}. Use 'facerec people'.")
     return found
+
+
+def _most_named(
+    answers: Sequence[Decision], never: Collection[int], fmr: float
+) -> Suggestion | None:
+    """Whom at least half of the answers match, leaving out those who are ``never`` it."""
+    found = [
+        next((c for c in answer.candidates if c.identity_id not in never), None)
+        for answer in answers
+    ]
+    threshold = answers[0].threshold if answers else math.inf
+    hits = [c for c in found if c is not None and c.similarity >= threshold]
+    if not hits:
+        return None
+    votes = Counter(c.identity_id for c in hits)
+    best, number = max(votes.items(), key=lambda item: (item[1], -item[0]))
+    if 2 * number < len(answers):
+        return None
+    nearest = max((c for c in hits if c.identity_id == best), key=lambda c: c.similarity)
+    return Suggestion(best, nearest.name, number, len(answers), nearest.similarity, fmr)
 
 
 def _vectors(view: ReadTransaction, group_id: int) -> FloatArray:

@@ -328,6 +328,13 @@ def test_no_file_holds_paths_of_a_machine() -> None:
     assert not wrong
 
 
+def test_benchmarks_are_told_where_the_data_is() -> None:
+    """No default of theirs points out of the repository."""
+    for path in (REPOSITORY / "benchmarks").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "../" not in text and "parent.parent.parent" not in text, path.name
+
+
 def test_tests_are_flat_and_named_after_their_package() -> None:
     """No __init__.py: with importmode=importlib equal names do not clash, and need none."""
     folder = REPOSITORY / "tests"

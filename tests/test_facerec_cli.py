@@ -17,9 +17,12 @@ import pytest
 from PIL import Image
 
 from facerec import cli
+from facerec.cli.common import check_target, writing_to
+from facerec.errors import ConfigError
 from facerec.image import load_image, to_jpeg
 from facerec.packs.manifest import Pack
 from gallery import Gallery
+from tests.gallery_samples import open_gallery, template, unit
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "gradio", "insightface", "matplotlib", "onnx", "skimage"}
@@ -178,6 +181,75 @@ def test_people_from_rename_to_removal(run, faces_of_group, tmp_path):
     assert [p["name"] for p in run("people", "list", "--json").json] == ["Person 2"]
 
 
+def test_names_are_listed_as_they_are_whatever_marks_they_hold(run):
+    names = ["Ada [born Byron]", "Ada [/x]", "Ada :smile:"]
+    with open_gallery(Path(os.environ["FACEREC_GALLERY"])) as gallery:
+        for i, name in enumerate(names):
+            gallery.enroll(name, [template(unit(i), str(i))])
+    listed = run("people", "list")
+    assert listed.code == 0, listed.err
+    assert all(name in listed.out for name in names)
+    assert "named ':smile:'" in run("people", "show", ":smile:").err
+
+
+def test_a_licence_is_listed_as_it_is(run, bundled_pack: Pack, tmp_path, monkeypatch):
+    folder = tmp_path / "packs" / "mine"
+    shutil.copytree(bundled_pack.folder, folder)
+    manifest = folder / "pack.toml"
+    lines = manifest.read_text().replace('name = "bundled"', 'name = "mine"').splitlines()
+    lines = ['licence = "[/MIT]"' if line.startswith("licence ") else line for line in lines]
+    manifest.write_text("\n".join(lines))
+    monkeypatch.setenv("FACEREC_PACKS", str(tmp_path / "packs"))
+    listed = run("packs", "list")
+    assert listed.code == 0, listed.err
+    assert "[/MIT]" in listed.out
+
+
+def test_what_cannot_be_written_is_a_sentence(run, tmp_path):
+    with open_gallery(Path(os.environ["FACEREC_GALLERY"])) as gallery:
+        gallery.enroll("Ada", [template(unit(1), "ada", b"crop")])
+    file = tmp_path / "file"
+    file.touch()
+    for place in (file, file / "below"):
+        refused = run("people", "show", "Ada", "--crops", place)
+        assert refused.code == 2
+        assert f"{place}: cannot be written" in refused.err
+        assert "Name another place" in refused.err
+    assert run("people", "show", "Ada", "--crops", tmp_path / "crops").code == 0
+
+
+def test_a_report_that_could_not_be_kept_is_refused_before_the_work(run, tmp_path):
+    for words in (("lfw", "--out"), ("lfw", "--roc"), ("identification", "--out")):
+        what, flag = words
+        nothing = tmp_path / "no photos"
+        refused = run("evaluate", what, nothing, flag, tmp_path)
+        assert refused.code == 2
+        assert f"{tmp_path}: this is a folder" in refused.err
+        missing = tmp_path / "no" / "report"
+        assert "its folder does not exist" in run("evaluate", what, nothing, flag, missing).err
+        long = tmp_path / ("x" * 300)
+        assert run("evaluate", what, nothing, flag, long).code == 2
+    check_target(tmp_path / "report.json")
+    check_target(None)
+    assert not list(tmp_path.glob("report*"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_a_sentence():
+    full = Path("/dev/full")
+    said = r"/dev/full: cannot be written \(No space left"
+    with pytest.raises(ConfigError, match=said), writing_to(full):
+        full.write_text("report")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_of_others_is_a_sentence(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="may not be written"):
+        check_target(tmp_path / "report.json")
+    tmp_path.chmod(0o700)
+
+
 def test_settings_come_from_the_environment(run, astronaut_path, tmp_path, monkeypatch):
     monkeypatch.setenv("FACEREC_GALLERY", str(tmp_path / "from-environment"))
     assert run("enroll", "Eileen", astronaut_path).code == 0
@@ -234,6 +306,9 @@ def test_draw_never_writes_over_the_photo(run, astronaut_path, tmp_path):
     assert run("identify", photo, "--draw", photo).code == 2
     assert run("identify", photo, photo, "--draw", photo).code == 2
     assert photo.read_bytes() == before
+    below = run("identify", photo, photo, "--draw", photo / "below")
+    assert (below.code, "Traceback" in below.err) == (2, False)
+    assert f"{photo / 'below'}: cannot be written" in below.err
     assert run("identify", photo, photo, "--draw", tmp_path / "out").code == 0
     assert len(list((tmp_path / "out").iterdir())) == 2
 

@@ -100,6 +100,9 @@ def test_show_lists_the_faces_and_saves_their_crops(run, tmp_path) -> None:
     text = run("show", group_id, "--crops", tmp_path / "crops").out
     assert text.startswith(f"unknown #{group_id}, 4 faces\n  probably Ada: 4 of 4 faces at FMR")
     assert len(list((tmp_path / "crops").glob("*.jpg"))) == 4
+    (tmp_path / "file").touch()
+    refused = run("show", group_id, "--crops", tmp_path / "file")
+    assert (refused.code, "file: cannot be written" in refused.err) == (2, True)
     views = run("show", group_id, "--json").json["views"]
     assert {view["source"] for view in views} == {f"1-{i}.jpg" for i in range(4)}
 
@@ -147,6 +150,24 @@ def test_views_of_a_person_are_split_off_by_name(run, folder) -> None:
         view = gallery.templates("Ada")[2].id
     out = run("split", "Ada", "--view", view).out
     assert "has 1 faces; Ada keeps 4. They stay apart." in out
+
+
+def test_a_number_is_a_person_of_that_name_before_it_is_an_unknown(run, folder) -> None:
+    run()
+    [a, b] = groups(run)
+    with Gallery.open(folder, create=False) as gallery:
+        person, _ = gallery.enroll(str(b), [template(unit(50 + i), str(i)) for i in range(2)])
+        view = gallery.templates(person.id)[0].id
+    assert run("apart", a, b, "--json").json["apart"] == [a, person.id]
+    assert run("apart", a, f"#{b}", "--json").json["apart"] == [a, b]
+    assert run("apart", a, f"unknown #{b}").out == f"unknown #{a} is not unknown #{b}.\n"
+    assert run("split", b, "--view", view, "--json").json["old"] == {
+        "id": person.id,
+        "name": str(b),
+    }
+    assert "'facerec people show' lists them" in run("split", b, "--view", 9999).err
+    assert "'facerec cluster show' lists them" in run("split", f"#{b}", "--view", 9999).err
+    assert run("split", a, "--view", 9999).err.count(f"unknown #{a}") == 1, "nobody is called so"
 
 
 @pytest.mark.parametrize(

@@ -79,12 +79,24 @@ def test_groups_are_split_merged_refused_and_dismissed(gallery: Gallery) -> None
     with pytest.raises(GalleryError, match="choose the group"):
         service.merge(a, None)
     assert service.group(a).probably == "Ada"
-    assert "Ada is not suggested" in service.refuse(a)
+    assert "Ada is not suggested" in service.refuse(a, service.group(a).probably_id)
     assert service.group(a).probably is None
     with pytest.raises(GalleryError, match="nobody is suggested"):
-        service.refuse(a)
+        service.refuse(a, service.group(a).probably_id)
     assert f"dismiss {a} --undo" in service.dismiss(a)
     assert service.page().rows == ()
+
+
+def test_who_was_shown_is_refused_whoever_is_suggested_by_now(gallery: Gallery) -> None:
+    gallery.enroll("Ada", [template(near(unit(1), 0.7, 7), "ada")])
+    [a, *_] = add(gallery, faces(1, 3, 32))
+    service = UnknownService(gallery)
+    service.run()
+    shown = service.group(a)
+    gallery.enroll("Bea", [template(near(unit(1), 0.95, 8), "bea")])
+    assert (shown.probably, service.group(a).probably) == ("Ada", "Bea")
+    assert "Ada is not suggested" in service.refuse(a, shown.probably_id)
+    assert service.group(a).probably == "Bea"
 
 
 def test_the_list_is_paged_and_an_offset_that_is_gone_is_brought_back(gallery: Gallery) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from facerec.errors import ConfigError, GalleryError, IdentityNotFound
 from facerec.types import FloatArray
 from gallery import Gallery, NewTemplate, grouping
 from gallery.grouping import GroupReport, group_unknown
 from gallery.unknown import Unknown
-from tests.gallery_engines import engine  # noqa: F401
+from tests.gallery_engines import engine, in_folders_only  # noqa: F401
 from tests.gallery_samples import CONTRACT, near, open_gallery, sha, template, unit
 
 ALIKE = 0.95
@@ -135,6 +136,34 @@ def test_a_name_that_is_there_takes_the_group_in(gallery: Gallery) -> None:
         Unknown(gallery).group(first)
     with pytest.raises(GalleryError, match="has a name: Ada"):
         Unknown(gallery).name(person.id, "Eve")
+
+
+@pytest.mark.parametrize("dismissed", [False, True])
+def test_renaming_somebody_without_a_name_makes_a_person_of_them(
+    gallery: Gallery, dismissed: bool
+) -> None:
+    first, second = add_person(gallery, 1, 2)
+    if dismissed:
+        Unknown(gallery).dismiss([second])
+    assert gallery.identify(faces(1, 1, first=20))[0].match is None
+    person = gallery.rename(second, "Ada")
+    assert (person.id, person.name, person.state) == (second, "Ada", "named")
+    match = gallery.identify(faces(1, 1, first=20))[0].match
+    assert match is not None and match.name == "Ada"
+    group_unknown(gallery)
+    assert gallery.person("Ada").template_count == 1
+    assert sizes(gallery) == {first: 1}
+    gallery.check()
+
+
+def test_nobody_is_merged_into_somebody_without_a_name(gallery: Gallery) -> None:
+    gallery.enroll("Ada", [template(faces(1, 1)[0], "ada")])
+    [first] = add_person(gallery, 1, 1, first=10)
+    with pytest.raises(GalleryError, match=f"who has no name.*cluster name {first} NAME"):
+        gallery.merge(first, "Ada")
+    assert (gallery.person("Ada").template_count, sizes(gallery)) == (1, {first: 1})
+    assert gallery.merge("Ada", first).template_count == 2
+    gallery.check()
 
 
 def test_two_faces_of_a_photo_are_two_people_however_alike(gallery: Gallery) -> None:
@@ -292,6 +321,56 @@ def test_who_was_said_to_be_somebody_else_is_not_suggested_or_joined(gallery: Ga
         unknown.keep_apart(first, first)
 
 
+def test_many_are_suggested_as_each_alone(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for person, name in enumerate(("Ada", "Bea", "Cleo"), start=1):
+        gallery.enroll(name, [template(faces(person, 1)[0], name)])
+    ids = [add_person(gallery, person, 3, first=10)[0] for person in (1, 2, 3, 4)]
+    group_unknown(gallery)
+    unknown = Unknown(gallery)
+    unknown.keep_apart(ids[1], "Bea")
+    unknown.keep_apart(ids[1], "Ada")
+    monkeypatch.setattr("gallery.unknown._TOGETHER", 3)
+    found = unknown.suggestions(ids)
+    assert [hint and hint.name for hint in found.values()] == ["Ada", None, "Cleo", None]
+    for one, hint in found.items():
+        alone = unknown.suggestion(one)
+        assert (hint is None) == (alone is None)
+        if hint and alone:
+            assert replace(hint, similarity=alone.similarity) == alone
+            assert hint.similarity == pytest.approx(alone.similarity, abs=1e-6)
+    assert unknown.suggestions([]) == {}
+    with pytest.raises(IdentityNotFound):
+        unknown.suggestions([ids[0], 999])
+
+
+def test_the_first_faces_of_somebody_come_without_the_rest(gallery: Gallery) -> None:
+    [first, *_] = add_person(gallery, 1, 5)
+    group_unknown(gallery)
+    every = [t.id for t in gallery.templates(first)]
+    assert len(every) == 5
+    for limit in (0, 1, 3, 9):
+        assert [t.id for t in gallery.templates(first, limit=limit)] == every[:limit]
+    with pytest.raises(GalleryError, match="limit is not negative"):
+        gallery.templates(first, limit=-1)
+
+
+@in_folders_only
+def test_counting_goes_by_the_index_on_states(gallery: Gallery) -> None:
+    asked: list[str] = []
+    with gallery.reading() as view:
+        database = view.connection.engine
+    event.listen(database, "before_cursor_execute", lambda *about: asked.append(about[2]))
+    Unknown(gallery).count()
+    [query] = [text for text in asked if "GROUP BY" in text]
+    with gallery.reading() as view:
+        wanted = ("unnamed", "dismissed")
+        plan = view.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", wanted).all()
+    looks_up = "SEARCH identities USING COVERING INDEX ix_identities_state"
+    assert any(looks_up in row[3] for row in plan), plan
+
+
 def changed_meanwhile(
     gallery: Gallery, monkeypatch: pytest.MonkeyPatch, act: object
 ) -> GroupReport:
@@ -338,8 +417,24 @@ def test_a_group_that_grew_meanwhile_keeps_what_it_got(
 
     report = changed_meanwhile(gallery, monkeypatch, lambda: Unknown(gallery).merge(first, [other]))
     assert sizes(gallery)[first] == 3, "its own, the one merged, and not the one beside that"
-    assert report.joined + report.overtaken == 2
+    assert (report.joined, report.overtaken) == (1, 1)
     assert sum(sizes(gallery).values()) == 4
+    gallery.check()
+
+
+def test_a_group_that_was_split_meanwhile_gets_nothing_until_it_is_compared_again(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [first, *_] = add_person(gallery, 1, 4)
+    group_unknown(gallery)
+    add_person(gallery, 1, 2, first=10)
+    [wrong, *_] = [t.id for t in gallery.templates(first)]
+    report = changed_meanwhile(gallery, monkeypatch, lambda: Unknown(gallery).split(first, [wrong]))
+    assert (report.joined, report.overtaken) == (0, 2)
+    assert sorted(sizes(gallery).values()) == [1, 1, 1, 3]
+    report = group_unknown(gallery)
+    assert (report.joined, report.overtaken) == (2, 0)
+    assert len(sizes(gallery)) == 2
     gallery.check()
 
 

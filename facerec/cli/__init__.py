@@ -64,7 +64,7 @@ def main() -> NoReturn:
         else:
             from rich.console import Console
 
-            Console(stderr=True, highlight=False).print(
+            Console(stderr=True, highlight=False, emoji=False).print(
                 f"facerec: {exc}", style="red", markup=False, soft_wrap=True
             )
         raise SystemExit(exc.exit_code) from None

@@ -13,12 +13,14 @@ from facerec.cli.common import (
     JsonOption,
     PackOption,
     Progress,
+    check_target,
     gallery_exists,
     gallery_name,
     open_all,
     print_json,
     say,
     settings_for,
+    writing_to,
 )
 from facerec.errors import ConfigError, FacerecError
 
@@ -56,14 +58,14 @@ def evaluate_lfw_command(
     from gallery.opening import load_pipeline
 
     for target in (roc, out):
-        if target is not None and not target.resolve().parent.is_dir():
-            raise ConfigError(f"{target}: its folder does not exist; make it first")
+        check_target(target)
     pipeline = load_pipeline(settings_for(gallery=gallery, pack=pack, device=device))
     with Progress("Embedding", None) as progress:
         report = evaluate_lfw(pipeline, folder, pairs_file=pairs, progress=progress)
     print(report.to_json() if json else format_table(report))
     if out is not None:
-        out.write_text(report.to_json(), encoding="utf-8")
+        with writing_to(out):
+            out.write_text(report.to_json(), encoding="utf-8")
     if roc is not None:
         from facerec.plots import save_roc
 

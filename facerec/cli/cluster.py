@@ -17,12 +17,14 @@ from facerec.cli.common import (
     ThresholdOption,
     open_gallery,
     print_json,
+    save_crops,
     say,
 )
 from facerec.errors import ConfigError
 
 if TYPE_CHECKING:
     from facerec.types import Identity, Template
+    from gallery import Gallery
     from gallery.grouping import GroupReport
     from gallery.joining import Joined
     from gallery.unknown import Suggestion
@@ -118,11 +120,11 @@ def cluster_list(
     with open_gallery(gallery, pack, device) as opened:
         unknown = Unknown(opened)
         groups = unknown.groups(at_least=at_least, dismissed=dismissed, offset=offset, limit=limit)
-        hints = {g.id: unknown.suggestion(g.id) if suggest else None for g in groups}
-        samples = {g.id: opened.templates(g.id)[:3] for g in groups}
+        hints = unknown.suggestions([g.id for g in groups] if suggest else [])
+        samples = {g.id: opened.templates(g.id, limit=3) for g in groups}
         counts = unknown.count()
     if json:
-        listed = [_group_to_dict(g, hints[g.id], samples[g.id]) for g in groups]
+        listed = [_group_to_dict(g, hints.get(g.id), samples[g.id]) for g in groups]
         print_json({"groups": listed, "count": vars(counts)})
         return
     from rich.console import Console
@@ -131,10 +133,10 @@ def cluster_list(
     table = Table("id", "faces", "one of the sources", "probably", box=None)
     for group in groups:
         source = samples[group.id][0].source if samples[group.id] else ""
-        hint = hints[group.id]
+        hint = hints.get(group.id)
         cells = (str(group.id), str(group.template_count), source, hint.name if hint else "")
         table.add_row(*cells)
-    Console(highlight=False, markup=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)
     print(
         f"{len(groups)} shown; {counts.groups} groups and {counts.single} single faces in all, "
         f"{counts.dismissed} dismissed."
@@ -163,7 +165,7 @@ def cluster_show(
         found, hint = unknown.group(group), unknown.suggestion(group)
         templates = opened.templates(group)
         if crops is not None:
-            _save_crops(opened, templates, crops)
+            save_crops(opened, templates, crops)
     lines = [f"{found.name}, {found.template_count} faces"]
     if hint:
         lines.append(f"  probably {hint.name}: {_reason(hint)}")
@@ -221,7 +223,7 @@ def cluster_merge(
 @cluster_app.command("split")
 def cluster_split(
     group: Annotated[
-        str, typer.Argument(metavar="ID|NAME", help="Number of an unknown, or a person.")
+        str, typer.Argument(metavar="ID|NAME", help="Number of an unknown (17, #17), or a person.")
     ],
     views: Annotated[
         list[int],
@@ -239,8 +241,9 @@ def cluster_split(
     from gallery.unknown import Unknown
 
     with open_gallery(gallery, pack, device) as opened:
-        new = Unknown(opened).split(_who(group), views)
-        old = opened.person(_who(group))
+        who = _who(opened, group)
+        new = Unknown(opened).split(who, views)
+        old = opened.person(who)
     say(
         json,
         {"new": _group_to_dict(new, None, []), "old": {"id": old.id, "name": old.name}},
@@ -253,7 +256,8 @@ def cluster_split(
 def cluster_apart(
     group: GroupArgument,
     other: Annotated[
-        str, typer.Argument(metavar="ID|NAME", help="Who it is not: an unknown, or a person.")
+        str,
+        typer.Argument(metavar="ID|NAME", help="Who it is not: an unknown (17, #17), or a person."),
     ],
     gallery: GalleryOption = None,
     pack: PackOption = None,
@@ -267,7 +271,7 @@ def cluster_apart(
     from gallery.unknown import Unknown
 
     with open_gallery(gallery, pack, device) as opened:
-        one, them = Unknown(opened).keep_apart(group, _who(other))
+        one, them = Unknown(opened).keep_apart(group, _who(opened, other))
     say(json, {"apart": [one.id, them.id]}, f"{one.name} is not {them.name}.")
 
 
@@ -296,10 +300,15 @@ def cluster_dismiss(
     )
 
 
-def _who(text: str) -> int | str:
-    """A number, also as "#17" or "unknown #17", or else a name."""
-    number = text.strip().removeprefix("unknown").strip().removeprefix("#")
-    return int(number) if number.isdecimal() else text
+def _who(gallery: Gallery, text: str) -> int | str:
+    """A name or an id: "#17" and "unknown #17" are ids, "17" is where no person is called so."""
+    number = text.strip().removeprefix("unknown").strip()
+    if number.startswith("#") and number[1:].isdecimal():
+        return int(number[1:])
+    if not number.isdecimal():
+        return text
+    with gallery.reading() as view:
+        return int(number) if view.find(text) is None else text
 
 
 def _group_to_dict(
@@ -341,14 +350,6 @@ def _left_lines(joined: Joined, name: str) -> list[str]:
     if joined.same:
         lines.append(f"  {joined.same} faces were there already.")
     return lines
-
-
-def _save_crops(gallery: Any, templates: list[Template], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for template in templates:
-        data = gallery.crop(template.id)
-        if data is not None:
-            (folder / f"{template.id}.jpg").write_bytes(data)
 
 
 def _report_to_dict(report: GroupReport) -> dict[str, Any]:

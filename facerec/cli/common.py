@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +16,7 @@ from facerec.errors import ConfigError
 if TYPE_CHECKING:
     from facerec.config import Settings
     from facerec.pipeline import Pipeline
+    from facerec.types import Template
     from gallery import Gallery
 
 GalleryOption = Annotated[
@@ -121,6 +125,42 @@ def say(json: bool, value: Any, *lines: str) -> None:
     else:
         for line in lines:
             print(line)
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """What the system refuses within, as a sentence on ``path``. Raises ConfigError."""
+    try:
+        yield
+    except OSError as exc:
+        raise ConfigError(
+            f"{path}: cannot be written ({exc.strerror or exc}). Name another place, or see that "
+            "this one may be written and has room."
+        ) from exc
+
+
+def check_target(path: Path | None) -> None:
+    """Before a long run: raises ConfigError for a file that could not be written after it."""
+    if path is None:
+        return
+    with writing_to(path):
+        if path.is_dir():
+            raise ConfigError(f"{path}: this is a folder; name a file")
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise ConfigError(f"{path}: its folder does not exist; make it first")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise ConfigError(f"{path}: may not be written; name a file in a folder of yours")
+
+
+def save_crops(gallery: Gallery, templates: Sequence[Template], folder: Path) -> None:
+    """Each stored crop as ID.jpg in ``folder``, which is made. Raises ConfigError."""
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for template in templates:
+            data = gallery.crop(template.id)
+            if data is not None:
+                (folder / f"{template.id}.jpg").write_bytes(data)
 
 
 def agree(question: str, yes: bool) -> None:

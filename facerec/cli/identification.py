@@ -13,7 +13,9 @@ from facerec.cli.common import (
     JsonOption,
     PackOption,
     Progress,
+    check_target,
     settings_for,
+    writing_to,
 )
 from facerec.errors import ConfigError
 
@@ -56,8 +58,7 @@ def evaluate_identification(
     from gallery.opening import load_pipeline
 
     for target in (plot, out):
-        if target is not None and not target.resolve().parent.is_dir():
-            raise ConfigError(f"{target}: its folder does not exist; make it first")
+        check_target(target)
     wanted = None if sizes is None else _whole_numbers(sizes)
     pipeline = load_pipeline(settings_for(gallery=gallery, pack=pack, device=device))
     with Progress("Embedding", None) as progress:
@@ -72,7 +73,8 @@ def evaluate_identification(
         )
     print(report.to_json() if json else format_growth(report))
     if out is not None:
-        out.write_text(report.to_json(), encoding="utf-8")
+        with writing_to(out):
+            out.write_text(report.to_json(), encoding="utf-8")
     if plot is not None:
         from facerec.plots import save_growth
 

@@ -67,7 +67,7 @@ def packs_list(
             "" if info.lfw_accuracy is None else f"{info.lfw_accuracy:.2%}".rstrip("%"),
             info.licence + (" (must be accepted)" if info.needs_licence_acceptance else ""),
         )
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)
     for info in infos:
         if info.problem:
             print(f"{info.name}: {info.problem}", file=sys.stderr)

@@ -19,6 +19,7 @@ from facerec.cli.common import (
     gallery_name,
     open_gallery,
     print_json,
+    save_crops,
     say,
     settings_for,
 )
@@ -65,7 +66,7 @@ def people_list(
     for person in people:
         since = person.created_at.date().isoformat()
         table.add_row(str(person.id), person.name, str(person.template_count), since)
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)
     print(f"{len(people)} shown; {count_people} people and {count_templates} views in all.")
 
 
@@ -88,11 +89,7 @@ def people_show(
         person = opened.person(name)
         templates = opened.templates(name)
         if crops is not None:
-            crops.mkdir(parents=True, exist_ok=True)
-            for template in templates:
-                data = opened.crop(template.id)
-                if data is not None:
-                    (crops / f"{template.id}.jpg").write_bytes(data)
+            save_crops(opened, templates, crops)
     rows = [
         {
             "id": t.id,

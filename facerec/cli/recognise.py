@@ -21,6 +21,7 @@ from facerec.cli.common import (
     open_all,
     print_json,
     settings_for,
+    writing_to,
 )
 from facerec.errors import ConfigError, FacerecError
 
@@ -218,7 +219,8 @@ def _draw_targets(photos: list[Path], draw: Path | None) -> list[Path | None]:
         return [draw]
     if draw.exists() and not draw.is_dir():
         raise ConfigError(f"--draw {draw}: several photos need a folder, and this is a file")
-    draw.mkdir(parents=True, exist_ok=True)
+    with writing_to(draw):
+        draw.mkdir(parents=True, exist_ok=True)
     targets: list[Path | None] = []
     for i, photo in enumerate(photos):
         target = draw / f"{photo.stem}.png"

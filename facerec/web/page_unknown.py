@@ -33,6 +33,7 @@ class _UnknownPage:
                 self._build_detail()
             self._offset = state(0)
             self._group = state(None)
+            self._suggested = state(None)
         self._connect()
 
     def _build_detail(self) -> None:
@@ -60,6 +61,7 @@ class _UnknownPage:
             self._other,
             self._refuse,
             self._group,
+            self._suggested,
             self._head,
         ]
         problem = {"problem": self._notice}
@@ -72,7 +74,7 @@ class _UnknownPage:
         for event in (self._give.click, self._name.submit):
             on(event, self._give_name, [*group, self._name, *offset], every, **problem)
         on(self._merge.click, self._join, [*group, self._other], every, **problem)
-        on(self._refuse.click, self._not_them, group, every, **problem)
+        on(self._refuse.click, self._not_them, [*group, self._suggested], every, **problem)
         on(self._dismiss.click, self._hide, [*group, *offset], every, **problem)
 
     # The list
@@ -85,6 +87,7 @@ class _UnknownPage:
             self._list: gr.Column(visible=True),
             self._detail: gr.Column(visible=False),
             self._group: None,
+            self._suggested: None,
             self._card: "",
             self._head: render.head(self._service.about()),
             self._notice: "",
@@ -112,6 +115,7 @@ class _UnknownPage:
             self._other: gr.Dropdown(choices=list(self._unknown.others(group_id)), value=None),
             self._refuse: gr.Button(f"Not {group.probably}", visible=group.probably is not None),
             self._group: group.id,
+            self._suggested: group.probably_id,
         }
 
     def _told(self, group_id: int, act: Callable[[], str]) -> dict[Any, Any]:
@@ -125,8 +129,8 @@ class _UnknownPage:
     def _join(self, group_id: int, other: int | None) -> dict[Any, Any]:
         return self._told(group_id, lambda: self._unknown.merge(group_id, other))
 
-    def _not_them(self, group_id: int) -> dict[Any, Any]:
-        return self._told(group_id, lambda: self._unknown.refuse(group_id))
+    def _not_them(self, group_id: int, person_id: int | None) -> dict[Any, Any]:
+        return self._told(group_id, lambda: self._unknown.refuse(group_id, person_id))
 
     def _give_name(self, group_id: int, name: str, offset: int) -> dict[Any, Any]:
         said = self._unknown.name(group_id, name)

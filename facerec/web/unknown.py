@@ -44,7 +44,8 @@ class UnknownService:
         last = max(0, (counts.groups - 1) // PAGE_SIZE * PAGE_SIZE)
         offset = min(max(0, offset), last)
         groups = self._unknown.groups(offset=offset, limit=PAGE_SIZE)
-        rows = tuple(map(self._row, groups))
+        hints = self._unknown.suggestions([group.id for group in groups])
+        rows = tuple(self._row(group, hints[group.id]) for group in groups)
         return GroupsPage(rows, counts.groups, counts.single, offset, PAGE_SIZE)
 
     def group(self, group_id: int) -> GroupView:
@@ -54,8 +55,9 @@ class UnknownService:
             group.name,
             group.template_count,
             None if hint is None else hint.name,
+            None if hint is None else hint.person_id,
             "" if hint is None else _reason(hint),
-            tuple(map(self._view, self._gallery.templates(group.id)[:_SHOWN])),
+            tuple(map(self._view, self._gallery.templates(group.id, limit=_SHOWN))),
         )
 
     def others(self, group_id: int) -> tuple[tuple[str, int], ...]:
@@ -81,13 +83,12 @@ class UnknownService:
         new = self._unknown.split(group_id, [template_id])
         return f"That face is {new.name} now, and stays apart."
 
-    def refuse(self, group_id: int) -> str:
-        """Say that it is not the person who is suggested."""
-        hint = self._unknown.suggestion(group_id)
-        if hint is None:
+    def refuse(self, group_id: int, person_id: int | None) -> str:
+        """Say that it is not that person, who was suggested when the group was shown."""
+        if person_id is None:
             raise GalleryError("nobody is suggested for this group")
-        self._unknown.keep_apart(group_id, hint.person_id)
-        return f"{hint.name} is not suggested for this group again."
+        _, person = self._unknown.keep_apart(group_id, person_id)
+        return f"{person.name} is not suggested for this group again."
 
     def dismiss(self, group_id: int) -> str:
         """Say that nobody wants to see it."""
@@ -97,9 +98,8 @@ class UnknownService:
             f"'facerec cluster dismiss {group.id} --undo' brings it back."
         )
 
-    def _row(self, group: Identity) -> GroupRow:
-        hint = self._unknown.suggestion(group.id)
-        some = self._gallery.templates(group.id)[:_SAMPLES]
+    def _row(self, group: Identity, hint: Suggestion | None) -> GroupRow:
+        some = self._gallery.templates(group.id, limit=_SAMPLES)
         crops = tuple(self._gallery.crop(template.id) for template in some)
         name = None if hint is None else hint.name
         return GroupRow(group.id, group.name, group.template_count, crops, name)

@@ -215,11 +215,12 @@ class GroupsPage:
 
 @dataclass(frozen=True)
 class GroupView:
-    """A group in full: the first of its faces. probably: whom it resembles, and why."""
+    """A group in full: the first of its faces. probably: whom it resembles, their id, and why."""
 
     id: int
     name: str
     faces: int
     probably: str | None
+    probably_id: int | None
     reason: str
     templates: tuple[TemplateView, ...]
