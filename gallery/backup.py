@@ -37,6 +37,7 @@ from gallery.sqlitefiles import (
     alone,
     copy_into,
     leave_wal_mode,
+    merge_log,
     publish,
     remove_side_files,
 )
@@ -184,7 +185,7 @@ def restore(
         scratch = stack.enter_context(scratch_folder(db))
         _copy_out(path, backup, scratch / DB_NAME, meter)
         _prove(path, backup, scratch, meter)
-        leave_wal_mode(scratch / DB_NAME)  # only that file is renamed: nothing may be in a log
+        merge_log(scratch / DB_NAME)  # only that file is renamed
         for name in _INDEXES:
             indexfile.erase(folder / name)
         if not exists:

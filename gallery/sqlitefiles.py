@@ -134,6 +134,16 @@ def publish(new: Path, db: Path, *, replace: bool) -> None:
         sqlite.publish(new, db)
 
 
+def merge_log(db: Path) -> None:
+    """Bring all that its log holds into the database; closing it would not say if that failed.
+
+    Raises GalleryError.
+    """
+    with sqlite.translated(db), closing(sqlite3.connect(db, isolation_level=None)) as raw:
+        if raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            raise GalleryError(_in_use(db))
+
+
 def leave_wal_mode(db: Path) -> None:
     """Make it one file that can be read where nobody can write. Raises GalleryError."""
     with closing(_exclusive(db)):

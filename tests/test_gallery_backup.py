@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,8 @@ def test_what_is_restored_needs_no_log_beside_it(backup, tmp_path) -> None:
     """Only one file is renamed at the end: whatever a log still held would be lost."""
     restore(backup, tmp_path / "new")
     assert [path.name for path in (tmp_path / "new").iterdir()] == [DB_NAME]
-    assert (tmp_path / "new" / DB_NAME).read_bytes()[18:20] == bytes([1, 1])  # no write-ahead log
+    with closing(sqlite3.connect(tmp_path / "new" / DB_NAME)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_the_last_line_of_a_backup_says_what_it_is(model, backup: Path) -> None:
