@@ -261,12 +261,15 @@ class _StrictInfo(tarfile.TarInfo):
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictInfo:
         ends: Any = tarfile  # its errors of headers are not in its type stubs
         try:
-            return super().fromtarfile(tarfile_)
+            info = super().fromtarfile(tarfile_)
         except ends.EOFHeaderError:
             raise
         except ends.HeaderError as exc:
             empty = isinstance(exc, ends.EmptyHeaderError)
             raise tarfile.ReadError("it ends too early" if empty else str(exc)) from exc
+        if info.size < 0:
+            raise tarfile.ReadError(f"a member of {info.size} bytes")
+        return info
 
 
 def _unpacked(stream: IO[bytes]) -> IO[bytes]:

@@ -473,6 +473,19 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
     assert len(items(found)) == 2 and codes(found) == ["broken_archive"]
 
 
+def test_a_member_of_less_than_no_bytes_is_damage(tmp_path: Path) -> None:
+    """Such a number may be too large for a database, too."""
+    info = tarfile.TarInfo("1.jpg")
+    for size in (-5, -(2**70)):
+        header = bytearray(info.tobuf())
+        header[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)  # type: ignore[attr-defined]
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        (tmp_path / "a.tar").write_bytes(header + bytes(2048))
+        found = list(Sources([tmp_path / "a.tar"]))
+        assert not items(found) and codes(found) == ["broken_archive"]
+
+
 def test_encrypted_members_are_reported_once_and_others_read(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "secret.zip", {"1.jpg": b"a", "2.jpg": b"b", "open.jpg": b"c"})
     raw = bytearray(path.read_bytes())
