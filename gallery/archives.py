@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import math
 import re
 import stat
 import tarfile
@@ -32,6 +33,7 @@ _MEMBERS = 1_000_000
 """A zip's list of contents is read into memory at once."""
 _TAR_BUFFER = 1 << 20
 _DRIVE = re.compile(r"[A-Za-z]:")
+_MAX_NS = 2**63 - 1  # in the year 2262
 
 
 class ArchiveError(ImageError):
@@ -63,14 +65,19 @@ class Member:
     """A regular file in an archive.
 
     name: its path there, with slashes. size: bytes, as the archive says. mtime_ns: since the
-    epoch, 0 where unknown. read: its bytes, at most ``Limits.member``; to be called before the
-    iteration goes on. Raises ArchiveError.
+    epoch, 0 where unknown, within 64 bits. read: its bytes, at most ``Limits.member``; to be
+    called before the iteration goes on. Raises ArchiveError.
     """
 
     name: str
     size: int
     mtime_ns: int
     read: Callable[[], bytes]
+
+
+def storable_ns(time_ns: int) -> int:
+    """The time, or the nearest that 64 bits hold, as databases do: files claim any."""
+    return max(-_MAX_NS, min(_MAX_NS, time_ns))
 
 
 def is_archive(name: str) -> bool:
@@ -189,8 +196,7 @@ def _tar_members(
                 assert member is not None  # it is a regular file
                 return _read(path, info.name, member, limits, None)
 
-            mtime_ns = int(float(info.mtime) * 1e9)
-            yield Member(info.name, info.size, mtime_ns, _guarded(path, read))
+            yield Member(info.name, info.size, _tar_mtime_ns(info), _guarded(path, read))
 
 
 def _refusal(path: Path, name: str, size: int, limits: Limits, odd: bool) -> Failure | None:
@@ -255,12 +261,15 @@ class _StrictInfo(tarfile.TarInfo):
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictInfo:
         ends: Any = tarfile  # its errors of headers are not in its type stubs
         try:
-            return super().fromtarfile(tarfile_)
+            info = super().fromtarfile(tarfile_)
         except ends.EOFHeaderError:
             raise
         except ends.HeaderError as exc:
             empty = isinstance(exc, ends.EmptyHeaderError)
             raise tarfile.ReadError("it ends too early" if empty else str(exc)) from exc
+        if info.size < 0:
+            raise tarfile.ReadError(f"a member of {info.size} bytes")
+        return info
 
 
 def _unpacked(stream: IO[bytes]) -> IO[bytes]:
@@ -274,6 +283,11 @@ def _unpacked(stream: IO[bytes]) -> IO[bytes]:
     if head.startswith(b"\xfd7zXZ\0"):
         return cast(IO[bytes], lzma.LZMAFile(stream))
     return stream
+
+
+def _tar_mtime_ns(info: tarfile.TarInfo) -> int:
+    time_ns = float(info.mtime) * 1e9
+    return storable_ns(int(time_ns)) if math.isfinite(time_ns) else 0
 
 
 def _zip_mtime_ns(info: zipfile.ZipInfo) -> int:

@@ -33,13 +33,14 @@ class Crew(Protocol):
         """One result for each photo, in their order; one for a video."""
 
     def close(self) -> None:
-        """Finish what is under way, and drop what is not."""
+        """Finish the photos under way, and drop the rest, videos too."""
 
 
-def look_at(work: PhotoWork, chunk: Chunk) -> list[Looked]:
-    """Do a chunk, here and now. Raises ModelError."""
+def look_at(work: PhotoWork, chunk: Chunk, stop: threading.Event | None = None) -> list[Looked]:
+    """Do a chunk, here and now. Raises ModelError; CancelledError for a video that is not
+    finished when ``stop`` is set."""
     if chunk.video is not None:
-        return [work.watch(chunk.video)]
+        return [work.watch(chunk.video, stop)]
     return work.look(chunk.photos)
 
 
@@ -56,6 +57,7 @@ class Threads:
         self._pool = ThreadPoolExecutor(width, thread_name_prefix="facerec-look")
         self._work: PhotoWork | None = None
         self._lock = threading.Lock()
+        self._stop = threading.Event()
 
     @property
     def width(self) -> int:
@@ -67,8 +69,9 @@ class Threads:
         with self._lock:
             if self._work is None:
                 self._work = self._make_work()
-        return self._pool.submit(look_at, self._work, chunk)
+        return self._pool.submit(look_at, self._work, chunk, self._stop)
 
     def close(self) -> None:
         """See :class:`Crew`."""
+        self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)

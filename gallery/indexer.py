@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from facerec.errors import ModelError
 from facerec.types import Failure
 from gallery.commits import commit
 from gallery.crew import Crew
@@ -62,8 +61,8 @@ class Indexer:
 
         prune_gone: afterwards remove the templates of files below its roots that are gone.
         progress: called with the report as it grows, which is ``report`` if one is given.
-        Ctrl-C ends it: what is finished is committed, and the report says so. Raises
-        GalleryError, ModelError; what was committed stays.
+        Ctrl-C ends it: what is finished is committed, and the report says so; and so it is before
+        an error is raised. Raises GalleryError, ModelError, ConfigError; what was committed stays.
         """
         report = report or IndexReport()
         try:
@@ -91,8 +90,9 @@ class Indexer:
                 if progress is not None:
                     progress(report)
             pending.commit()
-        except (KeyboardInterrupt, ModelError):
-            pending.commit()
+        except BaseException as exc:
+            if isinstance(exc, KeyboardInterrupt) or not pending.commit_failed:
+                pending.commit()
             raise
         finally:
             steps.stop()
@@ -114,6 +114,7 @@ class _Pending:
         self._events: list[Event] = []
         self._looked_at = 0
         self._last_s = time.monotonic()
+        self.commit_failed = False
 
     def take(self, step: Step) -> None:
         """Waits for a look that is not finished. Raises ModelError."""
@@ -139,7 +140,9 @@ class _Pending:
     def commit(self) -> None:
         """Should Ctrl-C come between commit and count, the next commit finds it done."""
         if self._events:
+            self.commit_failed = True  # until it succeeds
             committed = commit(self._gallery, self._events, force=self._force, retry=self._retry)
+            self.commit_failed = False
             events, self._events, self._looked_at = self._events, [], 0
             self._report.add(committed)
             self._reader.committed(event for event in events if isinstance(event, Seen))

@@ -27,9 +27,9 @@ class Item:
     """A photo or video to index.
 
     key: its absolute path as text, by which the ledger knows it. size: bytes. mtime_ns: since
-    the epoch. name: whom it shows; None where nobody says. metadata: of that person. data: a
-    member's bytes; None for a file, which is yet to be read. archive: key of the archive that it
-    is a member of.
+    the epoch, within 64 bits. name: whom it shows; None where nobody says. metadata: of that
+    person. data: a member's bytes; None for a file, which is yet to be read. archive: key of the
+    archive that it is a member of.
     """
 
     key: str

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import aliased
 
 from facerec.types import FloatArray, Rejection
@@ -172,20 +172,41 @@ def members_of(view: ReadTransaction, archive_id: int) -> dict[str, FileEntry]:
     return {entry.key: entry for entry in _files(view, query)}
 
 
-def files_below(view: ReadTransaction, root: str, after_id: int, limit: int) -> list[FileEntry]:
-    """At most ``limit`` files at or below the path ``root``, with ids above ``after_id``.
+def count_members(view: ReadTransaction, archive_id: int) -> tuple[int, int]:
+    """How many members of that archive there are, and how many of them could not be read."""
+    query = (
+        select(PhotoRow.outcome, func.count())
+        .select_from(FileRow)
+        .outerjoin(PhotoRow, PhotoRow.id == FileRow.photo_id)
+        .where(FileRow.archive_id == archive_id)
+        .group_by(PhotoRow.outcome)
+    )
+    counts: dict[str, int] = dict(view.connection.execute(query).all())
+    return sum(counts.values()), counts.get(FAILED, 0)
 
-    Members of archives are left out: they are where their archive is.
+
+def files_below(view: ReadTransaction, start: str, after: str, limit: int) -> list[FileEntry]:
+    """At most ``limit`` files whose keys begin with ``start``, one of :func:`starts_below`.
+
+    after: the key after which to go on, in the database's own order; "" to begin with. Members of
+    archives are left out: they are where their archive is.
     """
-    inside = [FileRow.path.startswith(key, autoescape=True) for key in _prefixes(root)]
-    below = or_(FileRow.path == path_key(root), *inside)
-    query = _FILES.where(below, FileRow.id > after_id, FileRow.archive_id.is_(None))
-    return list(_files(view, query.order_by(FileRow.id).limit(limit)))
+    path = FileRow.path
+    if view.connection.dialect.name == "sqlite":  # compares bytes, so that its index finds them
+        first, end = after or start, start[:-1] + chr(ord(start[-1]) + 1)
+        below = (path > first) & (path < end)
+    else:
+        below = path.startswith(start, autoescape=True) & (path > after)
+    # The sum keeps SQLite from going through all files by the index on archives instead.
+    query = _FILES.where(below, (FileRow.archive_id + 0).is_(None)).order_by(path).limit(limit)
+    return list(_files(view, query))
 
 
-def is_below(key: str, root: str) -> bool:
-    """Whether a file's key is at or below the path ``root``; databases compare without case."""
-    return key == path_key(root) or key.startswith(_prefixes(root))
+def starts_below(root: str) -> tuple[str, ...]:
+    """What the keys of files below the path ``root`` begin with; odd names are spelt otherwise."""
+    folder = root.rstrip(os.sep) + os.sep
+    plain, odd = path_key(folder), path_key(folder + "\udcff").removesuffix("%FF")
+    return (odd,) if plain.startswith("bytes:") else (plain, odd)
 
 
 def photos_of(view: ReadTransaction, contents: Iterable[str]) -> dict[str, list[PhotoEntry]]:
@@ -372,13 +393,6 @@ def forget_person(change: WriteTransaction, identity_id: int, name: str | None) 
 def _files(view: ReadTransaction, query: Any) -> Iterator[FileEntry]:
     for row in view.connection.execute(query):
         yield FileEntry(*row)
-
-
-def _prefixes(root: str) -> tuple[str, ...]:
-    """What the keys of files below ``root`` begin with; odd names are spelt otherwise."""
-    folder = root.rstrip(os.sep) + os.sep
-    plain, odd = path_key(folder), path_key(folder + "\udcff").removesuffix("%FF")
-    return (odd,) if plain.startswith("bytes:") else (plain, odd)
 
 
 def _batches(values: Iterable[T]) -> Iterator[list[T]]:

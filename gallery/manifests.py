@@ -25,12 +25,13 @@ _MAX_LINE = 1 << 20
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a manifest. path: absolute. name: cleaned. where: "people.csv:17"."""
+    """A line of a manifest. path: absolute. name: cleaned. where: "people.csv:17"; line: the 17."""
 
     path: Path
     name: str
     metadata: Mapping[str, Any]
     where: str
+    line: int
 
 
 def check_manifest(path: Path) -> None:
@@ -51,7 +52,7 @@ def read_manifest(path: Path) -> Iterator[Row | Failure]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             for number, fields in lines(path, stream):
-                yield _row(path, f"{path}:{number}", fields)
+                yield _row(path, number, fields)
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
     except UnicodeDecodeError as exc:
@@ -97,7 +98,8 @@ def _json_lines(path: Path, stream: IO[str]) -> Iterator[tuple[int, Mapping[str,
         yield number, fields if isinstance(fields, dict) else "is not a JSON object"
 
 
-def _row(path: Path, where: str, fields: Mapping[str, Any] | str) -> Row | Failure:
+def _row(path: Path, line: int, fields: Mapping[str, Any] | str) -> Row | Failure:
+    where = f"{path}:{line}"
     if isinstance(fields, str):
         return Failure(where, "bad_row", f"{where}: {fields}.")
     for column in _NEEDED:
@@ -120,4 +122,4 @@ def _row(path: Path, where: str, fields: Mapping[str, Any] | str) -> Row | Failu
         return Failure(where, "no_such_file", reason)
     except (OSError, ValueError) as exc:
         return Failure(where, "bad_row", f"{where}, column 'path': cannot be looked at ({exc})")
-    return Row(where_it_lies, name, rest, where)
+    return Row(where_it_lies, name, rest, where, line)

@@ -5,6 +5,7 @@ package's archives, items and values.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -74,8 +75,10 @@ def check_layout(root: Path, naming: Naming) -> None:
                         f"is not clear that all photos show {naming.person!r}. Name the folders "
                         "that do, one by one; or name people by their folders (--by-folder)."
                     )
-                if archives.is_archive(entry.name):
-                    return
+                if archives.is_archive(entry.name):  # its own folders may say
+                    if naming.person is None:
+                        return
+                    continue
                 first_photo = first_photo or (kind_of(entry.name) and entry.name)
     except OSError:
         return  # reported when the folder's turn comes
@@ -89,14 +92,15 @@ def check_layout(root: Path, naming: Naming) -> None:
 
 def check_roots(roots: Sequence[Path]) -> None:
     """Photos that are found twice would be named by turns."""
-    for i, root in enumerate(roots):
-        for other in roots[:i]:
-            inner, outer = (root, other) if other in (root, *root.parents) else (other, root)
-            if outer in (inner, *inner.parents):
-                raise ConfigError(
-                    f"{displayable(inner)} lies in {displayable(outer)}, and would be indexed "
-                    "twice. Name one of them."
-                )
+    counts = Counter(roots)
+    for root in roots:
+        around = [root] if counts[root] > 1 else root.parents
+        outer = next((folder for folder in around if folder in counts), None)
+        if outer is not None:
+            raise ConfigError(
+                f"{displayable(root)} lies in {displayable(outer)}, and would be indexed "
+                "twice. Name one of them."
+            )
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

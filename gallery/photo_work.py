@@ -7,6 +7,7 @@ package's values and videos.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ _DEFAULT_GATE = Gate()
 BATCH_PHOTOS = 16
 BATCH_PIXELS = 64_000_000
 """Enough photos for the pipeline to share work, and not too many for the memory."""
+_UNUSABLE = (ValueError, MemoryError, cv2.error)
+"""What the look at one image may raise and that at the next may not."""
 
 
 @dataclass(frozen=True)
@@ -119,18 +122,22 @@ class PhotoWork:
                 results[index] = found if isinstance(found, Looked) else self.keep(image, found)
         return [looked for looked in results if looked is not None]
 
-    def watch(self, path: Path) -> Looked:
-        """Who is in a video, each person once as far as can be told. Raises ModelError."""
+    def watch(self, path: Path, stop: threading.Event | None = None) -> Looked:
+        """Who is in a video, each person once as far as can be told. Raises ModelError, and
+        CancelledError when ``stop`` is set before the end.
+        """
         tracks = Tracks(self._likeness)
         best: dict[int, FoundFace] = {}  # id of the track -> its best shot
         try:
-            video = Video(path, self.options.video_fps, self.options.max_pixels)
+            video = Video(path, self.options.video_fps, self.options.max_pixels, stop)
             for frames in batches(video):
                 found = self.pipeline.extract([frame.image for frame in frames])
                 for frame, faces in zip(frames, found, strict=True):
                     self._follow(tracks, frame, faces, best)
         except ImageError as exc:
             return Looked(problem=("unreadable", str(exc)))
+        except _UNUSABLE as exc:
+            return Looked(problem=("unusable", f"{path}: faces cannot be read: {exc}"))
         shots = tuple(
             replace(best[id(track)], number=number) for number, track in enumerate(tracks.all)
         )
@@ -159,7 +166,7 @@ class PhotoWork:
         """The faces of each image; if one makes the pipeline fail, what is wrong with that one."""
         try:
             return list(self.pipeline.extract(images))
-        except (ValueError, MemoryError, cv2.error) as exc:
+        except _UNUSABLE as exc:
             if len(images) == 1:
                 return [Looked(problem=("unusable", f"the image: faces cannot be read: {exc}"))]
             return [found for image in images for found in self._extract([image])]

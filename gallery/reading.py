@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, TypeVar
 
 from facerec.errors import ImageError
@@ -32,6 +33,7 @@ from gallery.ledger import (
     FAILED,
     FileEntry,
     PhotoEntry,
+    count_members,
     files_at,
     is_settled,
     label_of,
@@ -77,20 +79,25 @@ class Ledger:
         self._retry = retry
         self._members: dict[str, FileEntry] = {}
 
-    def archive(self, key: str, size: int, mtime_ns: int, naming: str) -> int | None:
+    def archive(self, key: str, size: int, mtime_ns: int, naming: str) -> Unchanged | None:
         """See :class:`gallery.sources.Known`."""
+        self._members = {}
         with self._gallery.reading() as view:
             entry = files_at(view, [key]).get(key)
-            self._members = {} if entry is None else members_of(view, entry.id)
-        if entry is None or (entry.size, entry.mtime_ns) != (size, mtime_ns):
+            if entry is None:
+                return None
+            is_unchanged = (entry.size, entry.mtime_ns) == (size, mtime_ns)
+            if is_unchanged and not self._retry and entry.naming == naming_label(naming):
+                return Unchanged(key, *count_members(view, entry.id))
+            self._members = members_of(view, entry.id)
             return None
-        if self._retry or entry.naming != naming_label(naming):
-            return None
-        return len(self._members)
 
-    def member(self, key: str, size: int, mtime_ns: int, name: str | None) -> bool:
+    def member(self, key: str, size: int, mtime_ns: int, name: str | None) -> Unchanged | None:
         """See :class:`gallery.sources.Known`."""
-        return self.is_unchanged(self._members.get(key), size, mtime_ns, _label_of(name))
+        entry = self._members.get(key)
+        if entry is None or not self.is_unchanged(entry, size, mtime_ns, _label_of(name)):
+            return None
+        return Unchanged(key, failed=int(entry.outcome == FAILED))
 
     def is_unchanged(self, entry: FileEntry | None, size: int, mtime_ns: int, label: str) -> bool:
         """Whether a file needs no look, by its size and time."""
@@ -153,10 +160,14 @@ class Reader:
             read = {item.key for item in to_read}
             failed = sum(e.outcome == FAILED for key, e in entries.items() if key not in read)
             yield Unchanged("", len(items) - len(to_read), failed)
-        if not to_read:
-            return
+        for some in _apart(to_read):
+            yield from self._read_some(some, readers)
+
+    def _read_some(self, to_read: Sequence[Item], readers: ThreadPoolExecutor) -> Iterator[Step]:
         contents = []
-        for item, content in zip(to_read, readers.map(_read, to_read), strict=True):
+        for item, content in zip(to_read, readers.map(self._read, to_read), strict=True):
+            if content is None:
+                return
             if isinstance(content, Failure):
                 yield content
             else:
@@ -172,6 +183,31 @@ class Reader:
         del contents
         yield from self._hand_out(jobs)
         yield from known  # after those with the same content, which the store knows by then
+
+    def _read(self, item: Item) -> tuple[str, bytes | None] | Failure | None:
+        """(sha256, bytes); of a video, whose bytes nobody keeps, None. None once stopped."""
+        try:
+            if self._stopped:
+                return None
+            if item.kind == "video":
+                digest = self._hash_file(item)
+                return None if digest is None else (digest, None)
+            data = item.data if item.data is not None else read_bytes(item.path)
+            return hashlib.sha256(data).hexdigest(), data
+        except ImageError as exc:
+            return Failure(displayable(path_of_key(item.key)), "unreadable", displayable(exc))
+
+    def _hash_file(self, item: Item) -> str | None:
+        digest = hashlib.sha256()
+        try:
+            with item.path.open("rb") as stream:
+                while block := stream.read(_HASH_BLOCK):
+                    if self._stopped:
+                        return None
+                    digest.update(block)
+        except OSError as exc:
+            raise ImageError(f"{item.path}: cannot be read: {exc.strerror or exc}") from exc
+        return digest.hexdigest()
 
     def _is_unchanged(self, item: Item, entry: FileEntry | None) -> bool:
         return self._ledger.is_unchanged(entry, item.size, item.mtime_ns, _label_of(item.name))
@@ -212,7 +248,7 @@ class Reader:
             yield Looking(tuple(seen), looked)
 
     def stop(self) -> None:
-        """Hand out no more; a reader that waits for room goes home."""
+        """Read and hand out no more; a reader that waits for room goes home."""
         self._stopped = True
         self._room.release()
 
@@ -269,23 +305,10 @@ class Ahead(Iterator[T]):
 _VALUE, _END = object(), object()
 
 
-def _read(item: Item) -> tuple[str, bytes | None] | Failure:
-    """(sha256, bytes); of a video, whose bytes nobody keeps, None."""
-    try:
-        if item.kind == "video":
-            return _hash_file(item), None
-        data = item.data if item.data is not None else read_bytes(item.path)
-        return hashlib.sha256(data).hexdigest(), data
-    except ImageError as exc:
-        return Failure(displayable(path_of_key(item.key)), "unreadable", displayable(exc))
-
-
-def _hash_file(item: Item) -> str:
-    digest = hashlib.sha256()
-    try:
-        with item.path.open("rb") as stream:
-            while block := stream.read(_HASH_BLOCK):
-                digest.update(block)
-    except OSError as exc:
-        raise ImageError(f"{item.path}: cannot be read: {exc.strerror or exc}") from exc
-    return digest.hexdigest()
+def _apart(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Photos together; each video by itself, as nothing else should wait until it is read."""
+    for kind, some in groupby(items, lambda item: item.kind):
+        if kind == "video":
+            yield from ([one] for one in some)
+        else:
+            yield list(some)

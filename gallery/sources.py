@@ -1,8 +1,9 @@
 """What there is to index: a lazy stream over folders, archives, videos and manifests.
 
 Files are found and named here, not decoded; only members of archives are read, because an
-archive goes by once. Memory does not grow with the collection. Imports the core and this
-package's archives, items, manifests, naming and values.
+archive goes by once. What memory grows by: folders that wait for their turn, and which were
+gone through; a number or two for each row of a manifest; the keys of one archive's members.
+Imports the core and this package's archives, items, manifests, naming and values.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from gallery.items import (
 )
 from gallery.manifests import Row, read_manifest
 from gallery.naming import ANONYMOUS, Ambiguous, Naming, check_layout, check_roots, is_folder
-from gallery.values import clean_name
+from gallery.values import clean_name, metadata_json, name_key
 
 _MAX_KEY_BYTES = 2048
 """Of a path: what every database can index."""
@@ -43,21 +44,21 @@ _ENTRIES_AT_ONCE = 4096
 class Known(Protocol):
     """What was indexed before. The ledger says; see :class:`KnowsNothing`."""
 
-    def archive(self, key: str, size: int, mtime_ns: int, naming: str) -> int | None:
-        """How many members of this archive were indexed, if it is as it was; else None."""
+    def archive(self, key: str, size: int, mtime_ns: int, naming: str) -> Unchanged | None:
+        """The members of this archive that were indexed, if it is as it was; else None."""
 
-    def member(self, key: str, size: int, mtime_ns: int, name: str | None) -> bool:
-        """Whether this member of the archive last asked for is as it was."""
+    def member(self, key: str, size: int, mtime_ns: int, name: str | None) -> Unchanged | None:
+        """This member of the archive last asked for, if it is as it was; else None."""
 
 
 class KnowsNothing:
     """Everything is new."""
 
-    def archive(self, key: str, size: int, mtime_ns: int, naming: str) -> int | None:
+    def archive(self, key: str, size: int, mtime_ns: int, naming: str) -> Unchanged | None:
         return None
 
-    def member(self, key: str, size: int, mtime_ns: int, name: str | None) -> bool:
-        return False
+    def member(self, key: str, size: int, mtime_ns: int, name: str | None) -> Unchanged | None:
+        return None
 
 
 class Sources:
@@ -83,13 +84,17 @@ class Sources:
     ) -> None:
         self.roots = [Path(os.path.abspath(root)) for root in roots]  # noqa: PTH100, keeps links
         self.naming = naming
-        self.manifests = [Path(os.path.abspath(path)) for path in manifests]  # noqa: PTH100
+        absolute = (Path(os.path.abspath(path)) for path in manifests)  # noqa: PTH100
+        self.manifests = list(dict.fromkeys(absolute))
         self.only = only
         self.ignored = 0
         self.found_below = dict.fromkeys([*self.roots, *self.manifests], 0)
         self._known = known or KnowsNothing()
         self._limits = limits
         self._folders_seen: set[tuple[int, int]] = set()
+        # By hash: a million paths would take much memory.
+        self._rows: dict[int, int] = {}  # path -> its line and manifest; see _manifest
+        self._said: set[int] = set()  # (path, name, metadata), where several manifests could differ
         check_roots(self.roots)
         for root in self.roots if only is None else ():
             check_layout(root, naming)
@@ -195,7 +200,7 @@ class Sources:
             key=path_key(path),
             kind=kind,
             size=status.st_size,
-            mtime_ns=status.st_mtime_ns,
+            mtime_ns=archives.storable_ns(status.st_mtime_ns),
             name=name,
             metadata=row.metadata if row else {},
         )
@@ -204,11 +209,13 @@ class Sources:
         self, path: Path, status: os.stat_result, below: tuple[str, ...], row: Row | None
     ) -> Iterator[Found]:
         key = path_key(path)
-        fixed = row.name if row else below[0] if below and self.naming.by_folder else None
+        is_theirs = len(below) == 1 and self.naming.by_folder
+        fixed = row.name if row else below[0] if is_theirs else None
         naming = self._naming_of_archive(fixed)
-        count = self._known.archive(key, status.st_size, status.st_mtime_ns, naming)
-        if count is not None:
-            yield Unchanged(key, count)
+        mtime_ns = archives.storable_ns(status.st_mtime_ns)
+        unchanged = self._known.archive(key, status.st_size, mtime_ns, naming)
+        if unchanged is not None:
+            yield unchanged
             return
         yield ArchiveStart(key, naming)
         seen: set[str] = set()
@@ -224,7 +231,7 @@ class Sources:
         except ArchiveError as exc:
             yield Failure(displayable(path), exc.code, displayable(exc))
             return
-        yield ArchiveEnd(key, status.st_size, status.st_mtime_ns, frozenset(seen))
+        yield ArchiveEnd(key, status.st_size, mtime_ns, frozenset(seen))
 
     def _member(
         self, path: Path, key: str, member: archives.Member, fixed: str | None, row: Row | None
@@ -239,8 +246,9 @@ class Sources:
             name = self._name_of_member(path, member.name, fixed, row)
         except GalleryError as exc:
             return _naming_failure(where, exc)
-        if self._known.member(key, member.size, member.mtime_ns, name):
-            return Unchanged(key)
+        unchanged = self._known.member(key, member.size, member.mtime_ns, name)
+        if unchanged is not None:
+            return unchanged
         try:
             data = member.read()
         except ArchiveError as exc:
@@ -285,17 +293,25 @@ class Sources:
 
     def _manifest(self, manifest: Path) -> Iterator[Found]:
         """Each file once: a second row about it would undo the first at every run."""
-        seen: dict[int, str] = {}  # by hash: a million paths would take much memory
+        which, count = self.manifests.index(manifest), len(self.manifests)
         for row in read_manifest(manifest):
             if isinstance(row, Failure):
                 yield Failure(displayable(row.source), row.code, displayable(row.reason))
                 continue
             path = Path(os.path.abspath(row.path))  # noqa: PTH100, keeps links
-            before = seen.setdefault(hash(str(path)), row.where)
-            if before != row.where:
-                reason = f"{row.where}, column 'path': {path} is in {before} already."
+            place = row.line * count + which
+            before = self._rows.setdefault(hash(str(path)), place)
+            said = hash((str(path), name_key(row.name), metadata_json(row.metadata)))
+            if before != place:
+                if before % count != which and said in self._said:
+                    yield Unchanged(path_key(path))
+                    continue
+                where = f"{self.manifests[before % count]}:{before // count}"
+                reason = f"{row.where}, column 'path': {path} is in {where} already."
                 yield Failure(displayable(row.where), "twice", displayable(reason))
                 continue
+            if count > 1:
+                self._said.add(said)
             try:
                 status = path.stat()
             except (OSError, ValueError) as exc:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,13 +47,17 @@ class Video:
     """Iterate over it for its frames, ``fps`` of them a second, or all if there are fewer.
 
     Raises ImageError for what is no video, has no frame, or larger ones than ``max_pixels``.
-    damage: after the iteration, a sentence where it broke off early; else None.
+    damage: after the iteration, a sentence where it broke off early; else None. Once ``stop`` is
+    set, the next frame is a CancelledError.
     """
 
-    def __init__(self, path: Path, fps: float, max_pixels: int) -> None:
+    def __init__(
+        self, path: Path, fps: float, max_pixels: int, stop: threading.Event | None = None
+    ) -> None:
         self._path = path
         self._fps = fps
         self._max_pixels = max_pixels
+        self._stop = stop or threading.Event()
         self.damage: str | None = None
 
     def __iter__(self) -> Iterator[Frame]:
@@ -76,6 +82,8 @@ class Video:
         declared = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         grabbed, next_t_s, last_t_s = 0, 0.0, -1.0
         while capture.grab():
+            if self._stop.is_set():
+                raise CancelledError
             t_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             if not t_s > last_t_s:  # some files do not say
                 t_s = grabbed / rate

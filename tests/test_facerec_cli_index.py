@@ -119,6 +119,7 @@ def test_without_names_everybody_is_unknown_and_prune_follows_the_files(
         (["{photos}", "{photos}/Ada"], "would be indexed twice"),
         (["--manifest", "{photos}/none.csv"], "cannot be read"),
         (["--manifest", "{photos}/none.csv", "--by-folder"], "names people itself"),
+        (["{photos}", "--manifest", "{photos}/none.csv"], "SOURCEs or a --manifest, not both"),
         (["--manifest", "{photos}/none.csv", "--watch"], "--watch looks after folders"),
         (["{photos}", "--video-fps", "0"], "--video-fps"),
         (["{photos}/nowhere", "--watch"], "nothing to watch"),

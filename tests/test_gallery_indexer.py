@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -489,8 +490,6 @@ def test_an_archive_is_indexed_and_followed(gallery, pipeline, people, tmp_path)
 def test_a_truncated_archive_gives_what_it_has_and_loses_nothing(
     gallery, pipeline, people, tmp_path
 ) -> None:
-    import tarfile
-
     path = tmp_path / "all.tar"
     with tarfile.open(path, "w") as archive:
         for i in range(3):
@@ -509,6 +508,37 @@ def test_a_truncated_archive_gives_what_it_has_and_loses_nothing(
     path.write_bytes(whole[:700])
     report = index(gallery, pipeline, path, naming=BY_FOLDER, prune=True)
     assert codes(report) == ["broken_archive"] and len(rows(gallery)) == 3
+
+
+def test_members_that_failed_before_are_counted_as_such(
+    gallery, pipeline, people, tmp_path
+) -> None:
+    files = {"Ada/0.jpg": variation(people["Ada"], 0), "Ada/1.jpg": b"torn", "Ada/2.jpg": b"worn"}
+    path = zipped(tmp_path / "all.zip", files)
+    assert codes(index(gallery, pipeline, path, naming=BY_FOLDER)) == ["unreadable"] * 2
+    again = index(gallery, pipeline, path, naming=BY_FOLDER).to_dict()
+    assert again["skipped"] == {"unchanged": 3, "failed_before": 2, "removed_before": 0}
+    zipped(path, {**files, "Ada/3.jpg": variation(people["Ada"], 3)})
+    again = index(gallery, pipeline, path, naming=BY_FOLDER).to_dict()
+    assert again["skipped"] == {"unchanged": 3, "failed_before": 2, "removed_before": 0}
+    assert again["enrolled"] == 1
+
+
+def test_a_file_and_a_member_from_the_far_future_are_indexed_once(
+    gallery, pipeline, people, tmp_path
+) -> None:
+    folder = tmp_path / "photos" / "Ada"
+    folder.mkdir(parents=True)
+    (folder / "0.jpg").write_bytes(variation(people["Ada"], 0))
+    os.utime(folder / "0.jpg", (15_000_000_000, 15_000_000_000))  # in the year 2445
+    with tarfile.open(folder / "all.tar", "w") as archive:
+        info = tarfile.TarInfo("1.jpg")
+        data = variation(people["Ada"], 1)
+        info.size, info.mtime = len(data), 2**40
+        archive.addfile(info, io.BytesIO(data))
+    os.utime(folder / "all.tar", (15_000_000_000, 15_000_000_000))
+    assert index(gallery, pipeline, folder.parent, naming=BY_FOLDER).counts["enrolled"] == 2
+    assert index(gallery, pipeline, folder.parent, naming=BY_FOLDER).counts["unchanged"] == 2
 
 
 # While it runs

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.gallery_engines import engine  # noqa: F401
+from gallery import Gallery, pruning
+from tests.gallery_engines import engine, place  # noqa: F401
+from tests.gallery_samples import CONTRACT, TABLE
 from tests.index_samples import (
     BY_FOLDER,
     NAMES,
@@ -19,6 +22,7 @@ from tests.index_samples import (
     rows,
     variation,
 )
+from tests.test_gallery_pruning import everything_below, left, run, write
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +77,26 @@ def test_everybody_unknown_and_then_named_by_folders(pipeline, people, tmp_path:
         index(gallery, pipeline, photos, naming=BY_FOLDER, prune=True)
         assert [(p.name, p.template_count) for p in gallery.people()] == [("Ada", 2), ("Bo", 0)]
         gallery.check()
+
+
+def test_what_is_gone_is_found_page_by_page_and_by_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "_PAGE", 2)
+    folders = ("Ada", "Ad_", "Ada 2", "_d%", os.fsdecode(b"caf\xe9"))
+    names = [f"{folder}/{i}.jpg" for folder in folders for i in range(4)]
+    photos = write(tmp_path / "photos", *names)
+    with Gallery.open(
+        place(tmp_path / "people"), contract=CONTRACT, thresholds=TABLE, pack_name="sample"
+    ) as gallery:
+        run(gallery, photos)
+        for name in names[::2]:
+            (photos / name).unlink()
+        assert run(gallery, photos).counts["removed_templates"] == 10
+        news = everything_below(photos / "Ada")
+        shutil.rmtree(photos / "Ada")
+        shutil.rmtree(photos / folders[-1])
+        report = run(gallery, photos, only=[*news, photos / folders[-1]])
+        assert report.counts["removed_templates"] == 4 and not codes(report)
+        assert {name[:-6] for name in left(gallery, photos)} == {"Ad_", "Ada 2", "_d%"}
+        assert run(gallery, photos).counts["pruned_files"] == 0

@@ -278,6 +278,7 @@ def assert_like(one: Gallery, other: Gallery) -> None:
 
 def test_closing_the_crew_ends_its_workers_and_what_they_do(address, photos) -> None:
     data = (photos / "Ada" / "0.jpg").read_bytes()
+    gone(address)  # or there would be one worker, and never two that are busy
     with crew_at(address) as crew:
         futures = [crew.submit(Chunk((data,) * 400)) for _ in range(3)]
         while len(crew._busy) < 2:

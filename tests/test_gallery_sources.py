@@ -12,7 +12,7 @@ import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 from hypothesis import given
@@ -125,6 +125,51 @@ def test_layouts_that_cannot_be_meant_are_refused_at_once(tmp_path: Path) -> Non
         Sources([tmp_path / "Ada", tmp_path / "Ada"])
     [one, two] = items(Sources([tmp_path / "Ada"], naming=Naming(person=" Ada  Lovelace ")))
     assert one.name == two.name == "Ada Lovelace"
+
+
+@pytest.mark.parametrize("archive_first", [True, False])
+def test_folders_beside_an_archive_are_seen_in_whatever_order_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archive_first: bool
+) -> None:
+    touch(tmp_path / "bob" / "1.jpg")
+    make_zip(tmp_path / "x.zip", {"1.jpg": b"x"})
+    scandir = os.scandir
+
+    class Sorted:
+        def __init__(self, path: str) -> None:
+            with scandir(path) as entries:
+                self._entries = sorted(entries, key=lambda e: e.name, reverse=archive_first)
+
+        def __enter__(self):
+            return iter(self._entries)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(os, "scandir", Sorted)
+    with pytest.raises(ConfigError, match="holds the folder 'bob'"):
+        Sources([tmp_path], naming=Naming(person="Ada"))
+    Sources([tmp_path], naming=BY_FOLDER)
+
+
+def test_each_of_many_roots_is_held_against_its_own_parents_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    parents = PurePath.parents
+
+    def counting(self: PurePath):
+        nonlocal asked
+        asked += 1
+        return parents.__get__(self)
+
+    monkeypatch.setattr(PurePath, "parents", property(counting))
+    Sources([tmp_path / str(i) for i in range(200)])
+    assert asked <= 200
+    for inner in (tmp_path / "3" / "a" / "b", tmp_path / "3"):
+        for roots in ([tmp_path / "3", inner], [inner, tmp_path / "3"]):
+            with pytest.raises(ConfigError, match=f"^{inner} lies in {tmp_path / '3'}, and would"):
+                Sources(roots)
 
 
 @posix_only
@@ -291,6 +336,39 @@ def test_an_archive_in_a_persons_folder_is_theirs_and_its_own_name_is_no_persons
     assert codes(found) == ["ambiguous_layout"]
 
 
+def test_an_archive_deeper_than_a_persons_folder_is_not_the_outer_folders(tmp_path: Path) -> None:
+    """A photo there could be two people's; of an archive its own folders say."""
+    for folder in ("group/ada", "group/bo"):
+        (tmp_path / folder).mkdir(parents=True)
+    make_zip(tmp_path / "group" / "ada" / "p.zip", {"p/Ada/1.jpg": b"1", "Bo/2.jpg": b"2"})
+    make_zip(tmp_path / "group" / "bo" / "p.zip", {"3.jpg": b"3"})
+    touch(tmp_path / "group" / "bo" / "4.jpg")
+    found = list(Sources([tmp_path], naming=BY_FOLDER))
+    assert [(one.name, one.data) for one in items(found)] == [("Ada", b"1"), ("Bo", b"2")]
+    assert codes(found) == ["ambiguous_layout"] * 2
+
+
+def test_times_that_no_database_keeps_are_cut_to_those_that_one_does(tmp_path: Path) -> None:
+    most = 2**63 - 1
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for i, when in enumerate(("1e40", "-1e40", "inf", "nan", "2.5")):
+            info = tarfile.TarInfo(f"{i}.jpg")
+            info.size, info.pax_headers = 1, {"mtime": when}
+            archive.addfile(info, io.BytesIO(b"x"))
+    found = list(Sources([tmp_path / "a.tar"]))
+    assert [one.mtime_ns for one in items(found)] == [most, -most, 0, 0, 2_500_000_000]
+    assert not codes(found)
+    far = 15_000_000_000  # in the year 2445
+    touch(tmp_path / "1.jpg")
+    for name in ("1.jpg", "a.tar"):
+        os.utime(tmp_path / name, (far, far))
+    if (tmp_path / "1.jpg").stat().st_mtime_ns <= most:
+        pytest.skip("this file system has no such times")
+    found = list(Sources([tmp_path]))
+    assert {one.mtime_ns for one in found if isinstance(one, ArchiveEnd)} == {most}
+    assert {one.mtime_ns for one in items(found) if one.archive is None} == {most}
+
+
 @pytest.mark.parametrize(
     "name", ["../up.jpg", "a/../../up.jpg", "/etc/up.jpg", "C:\\up.jpg", "..\\up.jpg"]
 )
@@ -395,6 +473,19 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
     assert len(items(found)) == 2 and codes(found) == ["broken_archive"]
 
 
+def test_a_member_of_less_than_no_bytes_is_damage(tmp_path: Path) -> None:
+    """Such a number may be too large for a database, too."""
+    info = tarfile.TarInfo("1.jpg")
+    for size in (-5, -(2**70)):
+        header = bytearray(info.tobuf())
+        header[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)  # type: ignore[attr-defined]
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        (tmp_path / "a.tar").write_bytes(header + bytes(2048))
+        found = list(Sources([tmp_path / "a.tar"]))
+        assert not items(found) and codes(found) == ["broken_archive"]
+
+
 def test_encrypted_members_are_reported_once_and_others_read(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "secret.zip", {"1.jpg": b"a", "2.jpg": b"b", "open.jpg": b"c"})
     raw = bytearray(path.read_bytes())
@@ -413,19 +504,20 @@ def test_an_archive_and_members_that_are_known_are_not_read(tmp_path: Path) -> N
     path = make_zip(tmp_path / "a.zip", {"1.jpg": b"a", "2.jpg": b"b"})
 
     class Knows(KnowsNothing):
-        def archive(self, key: str, size: int, mtime_ns: int, naming: str) -> int | None:
+        def archive(self, key: str, size: int, mtime_ns: int, naming: str) -> Unchanged | None:
             assert (key, size) == (str(path), path.stat().st_size)
-            return 2
+            return Unchanged(key, 2, 1)
 
-    assert list(Sources([path], known=Knows())) == [Unchanged(str(path), 2)]
+    assert list(Sources([path], known=Knows())) == [Unchanged(str(path), 2, 1)]
 
     class KnowsOne(KnowsNothing):
-        def member(self, key: str, size: int, mtime_ns: int, name: str | None) -> bool:
-            return key.endswith("1.jpg") and size == 1 and name == "Ada"
+        def member(self, key: str, size: int, mtime_ns: int, name: str | None) -> Unchanged | None:
+            is_known = key.endswith("1.jpg") and size == 1 and name == "Ada"
+            return Unchanged(key, failed=1) if is_known else None
 
     found = list(Sources([path], known=KnowsOne(), naming=Naming(person="Ada")))
     assert [one.data for one in items(found)] == [b"b"]
-    assert any(isinstance(one, Unchanged) for one in found)
+    assert Unchanged(f"{path}!/1.jpg", failed=1) in found
 
 
 def test_a_gzip_that_is_no_tar_is_reported(tmp_path: Path) -> None:
@@ -508,3 +600,51 @@ def test_a_bad_row_is_named_by_file_line_and_column_and_stops_no_other(tmp_path:
     found = list(Sources([], manifests=[lines]))
     assert [one.name for one in items(found)] == ["Ada"] and codes(found) == ["bad_row"] * 3
     assert "people.jsonl:1, column 'name': is missing" in failures(found)[0].reason
+
+
+def test_a_file_that_two_manifests_name_is_given_out_once(tmp_path: Path) -> None:
+    touch(tmp_path / "a.jpg", tmp_path / "b.jpg", tmp_path / "c.jpg")
+    one, two = tmp_path / "one.csv", tmp_path / "two.jsonl"
+    one.write_text("path,name,badge\na.jpg,Ada,1\nb.jpg,Bo,\n")
+    rows = [
+        {"path": "c.jpg", "name": "Cy"},
+        {"path": str(tmp_path / "a.jpg"), "name": "ADA", "badge": "1"},  # the same, spelt otherwise
+        {"path": "./b.jpg", "name": "Cy"},
+        {"path": "b.jpg", "name": "Cy"},
+        {"path": "a.jpg", "name": "Ada", "badge": "2"},
+    ]
+    two.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    three = tmp_path / "three.csv"
+    three.write_text("path,name\nb.jpg,Cy\n")  # as the second, but the first counts
+    sources = Sources([], manifests=[one, two, one, three])
+    found = list(sources)
+    assert [(item.path.name, item.name) for item in items(found)] == [
+        ("a.jpg", "Ada"),
+        ("b.jpg", "Bo"),
+        ("c.jpg", "Cy"),
+    ]
+    assert Unchanged(str(tmp_path / "a.jpg")) in found
+    assert [(f.source, f.code) for f in failures(found)] == [
+        *((f"{two}:{line}", "twice") for line in (3, 4, 5)),
+        (f"{three}:2", "twice"),
+    ]
+    for failure, line in zip(failures(found), (3, 3, 2, 3), strict=True):
+        assert f"is in {one}:{line} already" in failure.reason
+    assert sources.found_below == {one: 2, two: 2, three: 0}
+
+
+def test_of_a_row_of_a_manifest_little_stays_in_memory(tmp_path: Path) -> None:
+    folder = tmp_path / ("d" * 100)
+    touch(folder / "0.jpg")
+    count = 5_000
+    for i in range(1, count):
+        os.link(folder / "0.jpg", folder / f"{i}.jpg")
+    listed = folder / "people.csv"
+    listed.write_text("path,name\n" + "".join(f"{i}.jpg,Ada\n" for i in range(count)))
+    tracemalloc.start()
+    try:
+        assert sum(isinstance(one, Item) for one in Sources([], manifests=[listed])) == count
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 220 * count

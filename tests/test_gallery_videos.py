@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -17,6 +20,7 @@ from facerec.image import to_jpeg
 from facerec.pipeline import Pipeline
 from facerec.quality import Gate, Pose, Quality
 from facerec.types import Face, RGBImage
+from gallery.crew import Chunk, Threads
 from gallery.photo_work import LookOptions, PhotoWork
 from gallery.videos import Frame, Likeness, Shot, Tracks, Video, batches, iou, shot_quality
 from tests.gallery_samples import near, unit
@@ -151,6 +155,57 @@ def test_what_is_no_video_is_said_and_half_of_one_is_used(
     assert half.problem is not None and half.problem[0] == "damaged_video" and half.seen == 1
     with pytest.raises(ImageError, match="more than the limit"):
         list(Video(tmp_path / "whole.avi", 1.0, 320 * 320 - 1))
+
+
+class Wrapped:
+    """A pipeline that does something else first."""
+
+    def __init__(self, pipeline: Pipeline, first: Callable[[], object]) -> None:
+        self.thresholds = pipeline.thresholds
+        self._pipeline = pipeline
+        self._first = first
+
+    def extract(self, images: Sequence[RGBImage]) -> object:
+        self._first()
+        return self._pipeline.extract(images)
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), MemoryError("odd"), cv2.error("odd")])
+def test_a_video_with_a_frame_that_breaks_the_pipeline_is_said_to_be_unusable(
+    tmp_path: Path, portrait: RGBImage, pipeline: Pipeline, error: Exception
+) -> None:
+    def broken() -> None:
+        raise error
+
+    path = write_video(tmp_path / "clip.avi", [portrait] * 3)
+    looked = PhotoWork(Wrapped(pipeline, broken), LookOptions()).watch(path)  # type: ignore[arg-type]
+    assert looked.problem is not None and looked.problem[0] == "unusable"
+    assert looked.problem[1].startswith(f"{path}: ") and "odd" in looked.problem[1]
+    assert not looked.faces and not looked.seen
+
+
+def test_a_crew_that_is_closed_does_not_wait_for_the_end_of_a_video(
+    tmp_path: Path, portrait: RGBImage, pipeline: Pipeline
+) -> None:
+    batches_seen = 0
+
+    def close_first() -> None:
+        nonlocal batches_seen
+        batches_seen += 1
+        closing.start()
+        with suppress(RuntimeError):  # when it takes no more work, it is being closed
+            while True:
+                crew.submit(Chunk()).cancel()
+
+    path = write_video(tmp_path / "clip.avi", [portrait] * 40)
+    work = PhotoWork(Wrapped(pipeline, close_first), LookOptions(video_fps=1000))  # type: ignore[arg-type]
+    crew = Threads(lambda: work, 1)
+    closing = threading.Thread(target=crew.close)
+    looked = crew.submit(Chunk(video=path))
+    with pytest.raises(CancelledError):
+        looked.result(timeout=60)
+    closing.join(timeout=60)
+    assert batches_seen == 1 and not closing.is_alive()
 
 
 def test_odd_names_of_videos_are_read(tmp_path: Path, portrait: RGBImage, work: PhotoWork) -> None:

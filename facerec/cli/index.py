@@ -111,6 +111,11 @@ def index(
     roots, lists = sources or [], manifest or []
     if not roots and not lists:
         raise ConfigError("name a folder, archive, video or --manifest to index")
+    if roots and lists:
+        raise ConfigError(
+            "name SOURCEs or a --manifest, not both: a list's photos show one person each, others "
+            "may show several. Run the command once for each"
+        )
     if lists and (by_folder or person is not None):
         raise ConfigError("a --manifest names people itself: leave out --by-folder and --person")
     if not 0 < video_fps <= 1000:
