@@ -271,7 +271,7 @@ def bare(people: PeopleIndex, kind: str, probes: np.ndarray) -> tuple[Any, Any]:
             probes = engine._coded(probes * engine._scale)[0]
     parameters = None
     if kind == "hnsw":
-        parameters = faiss.SearchParametersHNSW(efSearch=192)
+        parameters = faiss.SearchParametersHNSW(efSearch=256)
     elif kind == "ivf":
         parameters = faiss.SearchParametersIVF(nprobe=128)
 

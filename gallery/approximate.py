@@ -23,7 +23,7 @@ _HNSW_LINKS = 32
 _HNSW_BUILD = 80
 _HNSW_STEP = 1 << 12
 """Rows added at once, between which whoever closes the gallery can stop it: half a second."""
-_HNSW_SEARCH = 192
+_HNSW_SEARCH = 256
 _IVF_PROBES = 128
 _IVF_TRAIN = 40
 """Vectors a list to train with; FAISS advises 39 to 256."""
