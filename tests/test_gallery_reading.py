@@ -105,8 +105,8 @@ def test_a_video_is_looked_at_before_the_next_one_is_read(tmp_path: Path) -> Non
         with open_it(tmp_path / "people") as gallery:
             ledger = Ledger(gallery, retry=False)
             for step in Reader(gallery, found, crew, ledger, retry=False):
-                assert isinstance(step, Looking)
-                steps.put(tuple(seen.item.path.name for seen in step.seen))
+                if isinstance(step, Looking):
+                    steps.put(tuple(seen.item.path.name for seen in step.seen))
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
