@@ -7,6 +7,7 @@ that all of them lie in a cone. Imports the core, numpy, and this package's fais
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -29,13 +30,13 @@ _IVF_TRAIN = 40
 """Vectors a list to train with; FAISS advises 39 to 256."""
 
 
-class _Approximate:
+class _Approximate(ABC):
     """What the two have in common: ``index`` is FAISS's."""
 
     exact: ClassVar[bool] = False
 
     def __init__(self, index: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """arrays: scale (1,)."""
+        """arrays: scale (1,) float32, with which rows became bytes."""
         self.index = index
         self.arrays = dict(arrays)
         self._scale = np.float32(arrays["scale"][0])
@@ -53,8 +54,9 @@ class _Approximate:
         found = np.isfinite(squares) & (squares < 1e30)
         return np.where(found, 1 - squares / (2 * self._scale**2), -np.inf), rows
 
+    @abstractmethod
     def _parameters(self, k: int, alive: NDArray[np.bool_] | None) -> Any:
-        raise NotImplementedError
+        """FAISS's parameters of a search for k rows that leave out what is not ``alive``."""
 
 
 class GraphEngine(_Approximate):
@@ -64,6 +66,7 @@ class GraphEngine(_Approximate):
 
     @classmethod
     def make(cls, vectors: FloatArray) -> GraphEngine:
+        """Of (n, d) unit vectors, in minutes for a million."""
         faiss = load_faiss()
         code = faiss.ScalarQuantizer.QT_8bit_direct_signed
         index = faiss.IndexHNSWSQ(vectors.shape[1], code, _HNSW_LINKS, faiss.METRIC_L2)
@@ -85,6 +88,7 @@ class ListsEngine(_Approximate):
 
     @classmethod
     def make(cls, vectors: FloatArray) -> ListsEngine:
+        """Of (n, d) unit vectors, in minutes for a million."""
         faiss = load_faiss()
         dim = vectors.shape[1]
         lists = max(1, min(len(vectors) // 39, int(4 * len(vectors) ** 0.5)))

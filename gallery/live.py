@@ -148,6 +148,7 @@ class LiveIndex:
             self._renew_in_background()
 
     def _renew_in_background(self) -> None:
+        """By a thread of its own, unless there is one at it already."""
         if self._renewal is None or not self._renewal.is_alive():
             self._renewal = threading.Thread(
                 target=self._renew_quietly, name="facerec-index", daemon=True

@@ -14,6 +14,7 @@ from facerec.image import load_image
 from facerec.packs import find_pack
 from facerec.packs.manifest import Pack
 from facerec.pipeline import Pipeline
+from facerec.types import RGBImage
 from tests.gallery_engines import (
     MILVUS,
     PostgresServer,
@@ -115,3 +116,11 @@ def milvus_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip(reason)
     with milvus_server(tmp_path_factory.mktemp("milvus") / "vectors") as (address, _):
         yield address
+
+
+@pytest.fixture(scope="session")
+def people(astronaut_path: Path, group_photo_path: Path, pipeline: Pipeline) -> dict[str, RGBImage]:
+    """Name -> portrait, of whom collections to index are made."""
+    from tests.index_samples import portraits
+
+    return portraits(astronaut_path, group_photo_path, pipeline)

@@ -16,7 +16,7 @@ import pytest
 
 from facerec import cli
 from gallery import Gallery
-from tests.index_samples import NAMES, make_collection, portraits
+from tests.index_samples import NAMES, make_collection
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,11 +45,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
         return Ran(int(stopped.value.code or 0), out, err)
 
     return call
-
-
-@pytest.fixture(scope="session")
-def people(astronaut_path, group_photo_path, pipeline):
-    return portraits(astronaut_path, group_photo_path, pipeline)
 
 
 @pytest.fixture

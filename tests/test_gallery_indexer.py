@@ -47,7 +47,6 @@ from tests.index_samples import (
     index,
     make_collection,
     open_for,
-    portraits,
     rows,
     variation,
 )
@@ -55,11 +54,6 @@ from tests.test_gallery_videos import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 EACH = 3
-
-
-@pytest.fixture(scope="session")
-def people(astronaut_path: Path, group_photo_path: Path, pipeline: Pipeline) -> dict[str, RGBImage]:
-    return portraits(astronaut_path, group_photo_path, pipeline)
 
 
 @pytest.fixture

@@ -18,16 +18,10 @@ from tests.index_samples import (
     index,
     make_collection,
     open_for,
-    portraits,
     rows,
     variation,
 )
 from tests.test_gallery_pruning import everything_below, left, run, write
-
-
-@pytest.fixture(scope="module")
-def people(astronaut_path, group_photo_path, pipeline):
-    return portraits(astronaut_path, group_photo_path, pipeline)
 
 
 def test_a_collection_is_indexed_followed_and_forgotten(pipeline, people, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from facerec.types import RGBImage
 from gallery import Gallery, indexer, reading
 from gallery.crew import Chunk
 from gallery.index_report import IndexReport
@@ -30,15 +29,9 @@ from tests.index_samples import (
     index,
     make_collection,
     open_for,
-    portraits,
     rows,
     variation,
 )
-
-
-@pytest.fixture(scope="module")
-def people(astronaut_path, group_photo_path, pipeline) -> dict[str, RGBImage]:
-    return portraits(astronaut_path, group_photo_path, pipeline)
 
 
 @pytest.fixture

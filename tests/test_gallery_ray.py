@@ -32,7 +32,7 @@ from gallery.ray_crew import RayCrew, ray_crew
 from gallery.ray_work import RayWorker, Shipment, VideoFile, answer_of
 from gallery.schema import CropRow, EmbeddingRow, FileRow, IdentityRow, PhotoRow, TemplateRow
 from gallery.sources import Sources
-from tests.index_samples import BY_FOLDER, NAMES, index, make_collection, open_for, portraits, rows
+from tests.index_samples import BY_FOLDER, NAMES, index, make_collection, open_for, rows
 from tests.test_gallery_videos import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,11 +52,6 @@ def address() -> Iterator[str]:
         pytest.skip("needs ray: pip install 'facerec[scale]'")
     with connected("local", cpus=2) as ray:
         yield ray.get_runtime_context().gcs_address
-
-
-@pytest.fixture(scope="module")
-def people(astronaut_path, group_photo_path, pipeline):
-    return portraits(astronaut_path, group_photo_path, pipeline)
 
 
 @pytest.fixture(scope="module")
