@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -26,6 +28,20 @@ from tests.gallery_engines import place
 NAMES = ("Ada", "Bo", "Cy", "Dee", "Eva", "Flo")
 BY_FOLDER = Naming(by_folder=True)
 Row = tuple[str | None, str, str, int]
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Bytes that Python allocates at most while ``work`` runs: the least of three times, because
+    threads that an earlier test left behind allocate too."""
+    peaks = []
+    for _ in range(3):
+        tracemalloc.start()
+        try:
+            work()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    return min(peaks)
 
 
 def faces_of(group: RGBImage, pipeline: Pipeline) -> list[RGBImage]:
