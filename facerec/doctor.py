@@ -136,7 +136,7 @@ def _device(settings: Settings) -> Finding:
 def _folder(check: str, folder: Path) -> Finding:
     """Whether files can be made in ``folder``, or in the parent where it would be made."""
     place = folder
-    while not place.exists() and place != place.parent:
+    while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     if not place.is_dir():
         return Finding(check, "problem", f"{place} is a file, not a folder", "name another folder")
@@ -150,7 +150,7 @@ def _folder(check: str, folder: Path) -> Finding:
         )
     if free < _LEAST_FREE_BYTES:
         return Finding(check, "warning", f"{folder}: only {free / 1e6:.0f} MB free", "make room")
-    state = "writable" if folder.exists() else "will be made"
+    state = "writable" if place == folder else "will be made"
     return Finding(check, "ok", f"{folder} ({state}, {free / 1e9:.0f} GB free)")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -97,7 +97,8 @@ def back_up(
         permit_creation(location, None, create=False)  # says so
     store = Store.open(location)
     try:
-        _refuse_target(store.db.parent, path, overwrite)
+        with _writing(path):
+            _refuse_target(store.db.parent, path, overwrite)
         meter = _Meter(progress, store.db.stat().st_size, passes=3)  # copied, checked, hashed
         with _writing(path), scratch_folder(path) as scratch:
             copy = scratch / DB_NAME
@@ -188,8 +189,7 @@ def restore(
         merge_log(scratch / DB_NAME)  # only that file is renamed
         for name in _INDEXES:
             indexfile.erase(folder / name)
-        if not exists:
-            remove_side_files(db)  # of a database that was taken away
+        remove_side_files(db)  # of a database that was taken away, or is damaged
         publish(scratch / DB_NAME, db, replace=exists)
     return backup
 
@@ -224,7 +224,7 @@ class _Meter:
 
 
 def _refuse_target(gallery: Path, path: Path, overwrite: bool) -> None:
-    if gallery.resolve() in path.resolve().parents:
+    if Path(os.path.realpath(gallery)) in Path(os.path.realpath(path)).parents:
         raise GalleryError(
             f"{path}: lies in the gallery's own folder, and would be lost with it. Write the "
             "backup to another folder, better to another disk."
@@ -328,7 +328,7 @@ def _pass_on(stream: IO[bytes], size: int, to: IO[bytes] | None, meter: _Meter) 
 
 def _copy_out(path: Path, backup: Backup, copy: Path, meter: _Meter) -> None:
     with path.open("rb") as stream, copy.open("xb") as target:
-        shutil.copymode(path, copy)
+        copy.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IRUSR | stat.S_IWUSR)
         sha256 = _pass_on(stream, backup.database_bytes, target, meter)
     if sha256 != backup.database_sha256:
         raise GalleryError(

@@ -34,12 +34,13 @@ def permit_creation(
             f"{'folder' if folder else 'database'} of another."
         )
     if folder is not None:
-        _require_empty(folder)
+        require_empty(folder)
         _make_folder(folder)
     return contract
 
 
-def _require_empty(folder: Path) -> None:
+def require_empty(folder: Path) -> None:
+    """Raises GalleryError where a gallery to be made would not be by itself."""
     try:
         others = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
     except OSError as exc:

@@ -43,7 +43,15 @@ from gallery.schema import (
     TemplateRow,
     UnembeddedRow,
 )
-from gallery.values import NameOrId, NewTemplate, clean_name, identity_id, name_key, search_key
+from gallery.values import (
+    LARGEST,
+    NameOrId,
+    NewTemplate,
+    clean_name,
+    identity_id,
+    name_key,
+    search_key,
+)
 
 T = TypeVar("T")
 IdArray = NDArray[np.int64]
@@ -99,7 +107,7 @@ class ReadTransaction:
         # By the index on names; from that on states, all would have to be sorted for a page.
         query = _IDENTITIES.where(_is_named(True, few=True), IdentityRow.name_key.is_not(None))
         query = _matching(query, search).order_by(IdentityRow.name_key)
-        query = query.offset(offset).limit(limit)
+        query = query.offset(min(offset, LARGEST)).limit(limit and min(limit, LARGEST))
         return [_identity(row) for row in self.connection.execute(query)]
 
     def count_identities(self, search: str | None = None) -> int:
@@ -561,7 +569,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _in_range(number: int, what: str) -> int:
-    if not 0 < number < 1 << 63:
+    if not 0 < number <= LARGEST:
         raise IdentityNotFound(f"this gallery has no {what} #{number}")
     return number
 

@@ -168,6 +168,11 @@ class SqliteDatabase:
             raise GalleryError(f"{self.db}: the file was replaced while it was open; open it anew")
 
 
+def file_uri(path: Path) -> str:
+    """What SQLite opens it by, whatever bytes its name is made of."""
+    return f"file:{quote(os.fsencode(path.absolute()))}"
+
+
 def connect(db: Path, mode: Mode, *, create: bool = False) -> Engine:
     """An engine on ``db``; connections open transactions as their option ``begin`` says.
 
@@ -175,7 +180,7 @@ def connect(db: Path, mode: Mode, *, create: bool = False) -> Engine:
     when it closes. ``immutable`` reads a file that nobody can change, without any lock.
     """
     access = "rwc" if create else {"rw": "rw", "ro": "ro", "immutable": "ro&immutable=1"}[mode]
-    uri = f"file:{quote(str(db.absolute()))}?mode={access}"
+    uri = f"{file_uri(db)}?mode={access}"
 
     def open_connection() -> sqlite3.Connection:
         connection = sqlite3.connect(

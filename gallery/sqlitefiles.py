@@ -10,7 +10,6 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from urllib.parse import quote
 
 from facerec.errors import GalleryError, StoreCorrupt
 from gallery import sqlite
@@ -50,7 +49,7 @@ def copy_into(db: Path, target: Path, tick: Tick) -> None:
 
 def _vacuum_into(raw: sqlite3.Connection, target: Path) -> None:
     try:
-        raw.execute("VACUUM INTO ?", (str(target.absolute()),))
+        raw.execute("VACUUM INTO ?", (sqlite.file_uri(target),))
     except sqlite3.Error as exc:
         if any(word in str(exc) for word in ("full", "disk I/O", "unable to open")):
             raise GalleryError(
@@ -66,14 +65,13 @@ def alone(db: Path) -> Iterator[None]:
 
     Its log is merged into it and gone by then, so that no later database meets it. Nobody
     who was waiting finds a way back to the old file. A damaged database cannot be locked,
-    nor can anybody open it to write: then only its log is removed.
+    nor can anybody open it to write: it and its log are left as they are.
     Raises GalleryError where another process has the gallery open.
     """
     try:
         sqlite.check_file(db)
         raw = _exclusive(db)
     except StoreCorrupt:
-        remove_side_files(db)
         yield
         return
     try:
@@ -88,7 +86,7 @@ def alone(db: Path) -> Iterator[None]:
 
 
 def _exclusive(db: Path) -> sqlite3.Connection:
-    uri = f"file:{quote(str(db.absolute()))}?mode=rw"
+    uri = f"{sqlite.file_uri(db)}?mode=rw"
     raw = sqlite3.connect(uri, uri=True, timeout=_ALONE_TIMEOUT_S, isolation_level=None)
     try:
         # Not in WAL mode: a process that waits at the old file would take up the log of the

@@ -25,6 +25,7 @@ from facerec.packs.manifest import sha256_file
 from facerec.pipeline import Pipeline
 from facerec.types import Detections, FloatArray, RGBImage
 from gallery.generations import StoredFace
+from gallery.items import displayable
 
 _WORKERS = 2
 _SAME_BOX = 0.3
@@ -134,9 +135,9 @@ class Reembedder:
             contract = pipeline.contract
             return align(image, landmarks[None], contract.template, contract.input_size)
         except _Unusable as exc:
-            return str(exc)
+            return _as_text(exc)
         except (ValueError, MemoryError, cv2.error) as exc:
-            return f"its picture cannot be used: {exc}"
+            return _as_text(f"its picture cannot be used: {exc}")
 
     def _from_crop(
         self, face: StoredFace, pipeline: Pipeline
@@ -201,6 +202,11 @@ class Reembedder:
                 for name in names:
                     found.setdefault(name, []).append(Path(folder, name))
         return found
+
+
+def _as_text(reason: object) -> str:
+    """As a store and a terminal take it: a file's name may hold bytes that are no UTF-8."""
+    return displayable(reason).replace("\0", "\ufffd")
 
 
 def same_detector(a: Pack, b: Pack) -> bool:

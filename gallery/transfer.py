@@ -47,7 +47,8 @@ def export_gallery(gallery: Gallery, path: Path, *, overwrite: bool = False) -> 
     (unless ``overwrite``), lies in the gallery's own folder, or cannot be written.
     """
     try:
-        if gallery.location.folder and gallery.folder.resolve() in path.resolve().parents:
+        target = Path(os.path.realpath(path))
+        if gallery.location.folder and Path(os.path.realpath(gallery.folder)) in target.parents:
             raise GalleryError(
                 f"{path}: lies in the gallery's own folder, where a removed person must leave "
                 "nothing. Export to another folder."

@@ -26,7 +26,7 @@ from gallery.joining import Joined, give, join, remove_empty
 from gallery.policy import DEFAULT_FMR
 from gallery.records import ReadTransaction, WriteTransaction
 from gallery.schema import DISMISSED, NAMED, UNNAMED, EmbeddingRow, IdentityRow, TemplateRow
-from gallery.values import NameOrId, identity_id, metadata_json
+from gallery.values import LARGEST, NameOrId, identity_id, metadata_json
 
 _ASKED = 32
 """Faces of a group that are looked up among the people, evenly chosen."""
@@ -94,6 +94,7 @@ class Unknown:
         """Groups of ``at_least`` faces, the largest first, of equals the oldest."""
         if offset < 0 or limit < 0 or at_least < 0:
             raise GalleryError("offset, limit and at_least are not negative")
+        offset, limit, at_least = (min(n, LARGEST) for n in (offset, limit, at_least))
         size = func.count(TemplateRow.id)
         query = (
             select(IdentityRow.id)

@@ -29,6 +29,8 @@ UNIT_LENGTH_TOLERANCE = 1e-3
 NameOrId = str | int
 """A person, by name (str) or by id (int); "12" is a name."""
 
+LARGEST = (1 << 63) - 1
+"""What a database takes for a number."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Zero-width (non-)joiner: invisible, but Persian and several Indic scripts are spelt with them.
 _SPELLING = "\u200c\u200d"
@@ -131,7 +133,11 @@ def name_key(name: str) -> str:
 
 
 def search_key(text: str) -> str:
-    """Part of a name, as typed, in the form of :func:`name_key`; never raises."""
+    """Part of a name, as typed, in the form of :func:`name_key`; never raises.
+
+    Bytes that are no UTF-8 are in no name.
+    """
+    text = text.encode("utf-8", "replace").decode("utf-8")
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 

@@ -379,6 +379,32 @@ def test_doctor_finds_a_damaged_pack(run, bundled_pack: Pack, tmp_path, monkeypa
     assert "dlib_resnet29.onnx" in sick.out
 
 
+def test_a_folder_that_is_empty_is_a_place_for_a_gallery(run, astronaut_path, tmp_path):
+    run("enroll", "Eileen", astronaut_path)
+    run("people", "export", tmp_path / "people.facerec")
+    empty = tmp_path / "volume"
+    empty.mkdir()
+    assert f"none yet in {empty}" in run("doctor", "--gallery", empty).out
+    made = run("people", "import", tmp_path / "people.facerec", "--gallery", empty)
+    assert made.code == 0, made.err
+    assert "Eileen" in run("people", "list", "--gallery", empty).out
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "photo.jpg").touch()
+    sick = run("doctor", "--gallery", tmp_path / "other")
+    assert sick.code == 1 and "the folder holds 'photo.jpg'" in sick.out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX paths")
+@pytest.mark.parametrize("command", ["doctor", "people list"])
+def test_a_place_that_cannot_be_is_a_sentence(run, command, tmp_path):
+    for place in (tmp_path / ("x" * 300), tmp_path / "loop" / "gallery"):
+        (tmp_path / "loop").unlink(missing_ok=True)
+        (tmp_path / "loop").symlink_to("loop")
+        done = run(*command.split(), "--gallery", place)
+        assert done.code in (1, 5), done
+        assert str(place) in done.out + done.err and "Traceback" not in done.err
+
+
 def test_doctor_names_a_gallery_that_does_not_open(run, astronaut_path):
     run("enroll", "Eileen", astronaut_path)
     database = Path(os.environ["FACEREC_GALLERY"]) / "gallery.db"

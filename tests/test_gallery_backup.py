@@ -30,6 +30,7 @@ from gallery.store import Store
 from tests.gallery_samples import DIM, fill, open_gallery, sha, template, unit
 
 ROOT = Path(__file__).resolve().parent.parent
+posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX paths")
 
 
 def found(gallery: Gallery, vectors: FloatArray) -> list[str | None]:
@@ -252,6 +253,54 @@ def test_a_damaged_gallery_is_replaced_too(gallery_folder, backup, damage, model
     with open_gallery(gallery_folder) as gallery:
         assert rows(db) == rows(model[0] / DB_NAME)
         gallery.check()
+
+
+def test_a_restore_that_fails_leaves_a_damaged_gallery_its_log(gallery_folder, backup) -> None:
+    """The log may be all that is left of it for somebody who can read it."""
+    db = gallery_folder / DB_NAME
+    db.write_bytes(b"nonsense" * 99)
+    log = gallery_folder / f"{DB_NAME}-wal"
+    log.write_bytes(b"what was acknowledged")
+    damaged = bytearray(backup.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    backup.write_bytes(damaged)
+    with pytest.raises(GalleryError, match="Nothing was restored"):
+        restore(backup, gallery_folder, replace=True)
+    assert log.read_bytes() == b"what was acknowledged"
+    assert db.read_bytes() == b"nonsense" * 99
+
+
+def test_a_backup_that_may_only_be_read_becomes_a_gallery_that_may_be_written(
+    backup, tmp_path
+) -> None:
+    backup.chmod(0o440)
+    restore(backup, tmp_path / "new")
+    assert (tmp_path / "new" / DB_NAME).stat().st_mode & 0o777 == 0o640
+
+
+@posix_only
+def test_names_that_are_no_utf_8_are_names(gallery_folder, tmp_path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    gallery_folder.rename(odd)
+    with open_gallery(odd) as gallery:
+        assert gallery.count() == (11, 23)
+        assert gallery.people(search=os.fsdecode(b"Zo\xe9")) == []
+    file = tmp_path / os.fsdecode(b"\xe9.backup")
+    back_up(odd, file)
+    restore(file, tmp_path / os.fsdecode(b"new\xe9"))
+    restore(file, odd, replace=True)
+    with open_gallery(tmp_path / os.fsdecode(b"new\xe9")) as gallery:
+        assert gallery.count() == (11, 23)
+
+
+@posix_only
+def test_a_target_in_a_loop_of_links_is_a_sentence(gallery_folder, tmp_path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for target in (tmp_path / "loop" / "backup", tmp_path / ("x" * 300)):
+        with pytest.raises(GalleryError, match="cannot be written"):
+            back_up(gallery_folder, target)
+        with open_gallery(gallery_folder) as gallery, pytest.raises(GalleryError, match="written"):
+            gallery.export(target)
 
 
 def test_a_folder_that_lost_its_database_takes_one(gallery_folder, backup) -> None:

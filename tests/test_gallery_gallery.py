@@ -490,6 +490,7 @@ def test_people_are_listed_searched_and_paged(gallery: Gallery) -> None:
     assert [p.name for p in gallery.people("%")] == ["50%"]
     assert [p.name for p in gallery.people("_")] == ["a_b"]
     assert gallery.people("nobody") == [] and gallery.people(offset=99) == []
+    assert gallery.people(offset=1 << 70, limit=1 << 70) == []
     assert (gallery.count_people(), gallery.count_people("ann")) == (6, 2)
     with pytest.raises(GalleryError, match="not negative"):
         gallery.people(offset=-1)

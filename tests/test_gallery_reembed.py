@@ -411,6 +411,14 @@ def test_what_cannot_be_embedded_is_listed_keeps_its_people_and_can_be_tried_aga
         names = [c.name for c in gallery.identify(row[None], threshold=0.5)[0].candidates[:2]]
         assert "moved" in names, "it answers where the gallery is open, too"
         gallery.check()
+        if os.name != "nt":
+            odd = tmp_path / os.fsdecode(b"\xe9")  # bytes that are no UTF-8
+            odd.mkdir()
+            shutil.copy(changed, odd)
+            changed.unlink()
+            tried = move(folder, other, photos=[odd])
+            reasons = {u.name: u.reason for u in tried.unembedded}
+            assert str(tmp_path / "\\udce9" / "changed.jpg") in reasons["changed"]
 
 
 def test_no_switch_silences_most_of_a_gallery_unless_told_to(

@@ -109,14 +109,18 @@ def doctor(
 
 def _gallery_findings(settings: Settings) -> list[Finding]:
     """Whether the gallery opens, where there is one, and what is left to do in it."""
+    from facerec.config import is_url
     from facerec.doctor import Finding
     from gallery import Gallery
+    from gallery.folder import require_empty
     from gallery.generations import generations
     from gallery.schema import STAGING
 
-    if not gallery_exists(settings):
-        return [Finding("gallery", "ok", f"none yet in {gallery_name(settings)}")]
     try:
+        if not gallery_exists(settings):
+            if not is_url(settings.gallery):
+                require_empty(Path(settings.gallery))
+            return [Finding("gallery", "ok", f"none yet in {gallery_name(settings)}")]
         with Gallery.open(settings.gallery, create=False) as opened:
             people, templates = opened.count()
             due = opened.compaction_due

@@ -100,11 +100,7 @@ def print_json(value: Any) -> None:
 
 
 def gallery_exists(settings: Settings) -> bool:
-    """Whether there is a folder where the gallery is to be, or a gallery on the server."""
-    from facerec.config import is_url
-
-    if not is_url(settings.gallery):
-        return Path(settings.gallery).is_dir()
+    """Whether there is a gallery. Raises GalleryError where one may not, or can not, look."""
     from gallery.location import Location
     from gallery.store import Store
 
@@ -146,7 +142,7 @@ def check_target(path: Path | None) -> None:
     with writing_to(path):
         if path.is_dir():
             raise ConfigError(f"{path}: this is a folder; name a file")
-        folder = path.resolve().parent
+        folder = Path(os.path.realpath(path)).parent
         if not folder.is_dir():
             raise ConfigError(f"{path}: its folder does not exist; make it first")
         if not os.access(path if path.exists() else folder, os.W_OK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -214,7 +215,7 @@ def _draw_targets(photos: list[Path], draw: Path | None) -> list[Path | None]:
     if draw is None:
         return [None] * len(photos)
     if len(photos) == 1 and not draw.is_dir():
-        if draw.resolve() == photos[0].resolve():
+        if os.path.realpath(draw) == os.path.realpath(photos[0]):
             raise ConfigError(f"--draw {draw} would overwrite the photo itself; name another file")
         return [draw]
     if draw.exists() and not draw.is_dir():
@@ -249,7 +250,7 @@ def verify(
 
     settings = settings_for(gallery=gallery, pack=pack, device=device, fmr=fmr)
     rates = _rates(settings, fmr, None, threshold)
-    if Path(b).exists() or not gallery_exists(settings):
+    if os.path.exists(b) or not gallery_exists(settings):  # noqa: PTH110, never raises
         from gallery.opening import load_pipeline
 
         pipeline = load_pipeline(settings)
