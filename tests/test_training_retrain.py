@@ -357,9 +357,9 @@ def test_the_far_is_one_that_the_pairs_can_show() -> None:
 
 @pytest.mark.parametrize("people", [2, 7, 8, 12, 39, 40, 60, 400])
 def test_the_parts_have_nobody_in_common(people: int) -> None:
-    chips = np.zeros((2 * people, 4, 4, 3), np.uint8)
+    chips = np.zeros((4 * people, 4, 4, 3), np.uint8)
     names = [f"p{i}" for i in range(people)]
-    source = ArraySource(chips, np.repeat(np.arange(people), 2), "arcface-112", names)
+    source = ArraySource(chips, np.repeat(np.arange(people), 4), "arcface-112", names)
     split = split_people(source, 0)
     parts = [set(p.identities) for p in (split.train, split.val, split.test) if p is not None]
     assert set.union(*parts) == set(names)
@@ -367,6 +367,24 @@ def test_the_parts_have_nobody_in_common(people: int) -> None:
     assert (split.test is None) == (people < 8)
     assert (split.val is None) == (people < 40)
     assert len(parts[0]) >= people / 3
+
+
+def test_people_of_too_few_photos_to_choose_by_learn() -> None:
+    chips = np.zeros((88, 4, 4, 3), np.uint8)
+    names = [f"p{i}" for i in range(44)]
+    split = split_people(ArraySource(chips, np.repeat(np.arange(44), 2), "arcface-112", names), 0)
+    assert split.val is None and split.test is not None
+    assert split.train.num_classes + split.test.num_classes == 44
+
+
+@pytest.mark.parametrize("place", ["file/pack", "file/further/pack"])
+def test_a_place_where_no_pack_can_be_is_refused_before_the_training(
+    base: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"no pack can be written in .*file; name another"):
+        retrain(shaded(4), tmp_path / place, replace(options(base), run_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_more_people_move_nobody() -> None:

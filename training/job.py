@@ -188,6 +188,9 @@ def prepare(data: str | Path | FaceSource, target: Path, options: Options, say: 
 def _check_target(target: Path, name: str, alpha: float | None) -> None:
     if target.exists():
         raise ConfigError(f"{target} exists already; name another folder for the new pack")
+    nearest = next(p for p in target.absolute().parents if os.path.lexists(p))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConfigError(f"{target}: no pack can be written in {nearest}; name another folder")
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} is no name for a pack: letters, digits, '.', '_' and '-', 56 at most; give "

@@ -24,6 +24,7 @@ from training.build import freeze_statistics, precision_of
 from training.checkpoint import CheckpointFolder, undisturbed_randomness
 from training.data import FaceDataset, FaceSource, Split, split_identities
 from training.data.samplers import Draw
+from training.guard import measurable_far
 from training.heldout import autocast
 from training.recipe import Recipe, load_recipe
 
@@ -114,9 +115,10 @@ def split_people(source: FaceSource, seed: int) -> Split:
     """People to learn from, to choose the coefficient on (``val``) and to judge by (``test``).
 
     Shares are 0.55, 0.15 and 0.3, of thousands less for the last two. With fewer people than
-    ``FEWEST_FOR_SELECTION`` nobody is for choosing, with fewer than ``FEWEST_FOR_TEST`` all
-    train. A person's part follows from name and seed, so that a second retrain with more
-    photos, from the pack of the first, judges by people whom the first did not learn either.
+    ``FEWEST_FOR_SELECTION``, or where those for choosing have too few photos to measure
+    anything, nobody is for choosing; with fewer than ``FEWEST_FOR_TEST`` all train. A person's
+    part follows from name and seed, so that a second retrain with more photos, from the pack
+    of the first, judges by people whom the first did not learn either.
     """
     people = source.num_classes
     if people < FEWEST_FOR_TEST:
@@ -125,9 +127,12 @@ def split_people(source: FaceSource, seed: int) -> Split:
     selection = min(_SELECTION, _MOST_SELECTION / people) if people >= FEWEST_FOR_SELECTION else 0.0
     for other in range(seed, seed + _SEEDS):  # of few people a part can come out too small
         try:
-            return split_identities(source, val=selection, test=test, seed=other)
+            split = split_identities(source, val=selection, test=test, seed=other)
         except ConfigError:
             continue
+        if split.val is not None and measurable_far(split.val.labels) is None:
+            return split_identities(source, val=0.0, test=test, seed=other)
+        return split
     return Split(source, None, None)
 
 

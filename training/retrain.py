@@ -249,8 +249,8 @@ def _notes(job: Job, judgement: Judgement | None) -> tuple[str, ...]:
         )
     if job.split.test is not None and job.split.val is None:
         notes.append(
-            f"with fewer than {FEWEST_FOR_SELECTION} people nobody is kept to choose the "
-            "coefficient on"
+            f"nobody is kept to choose the coefficient on: that takes {FEWEST_FOR_SELECTION} "
+            "people, with several photos each"
         )
     if job.guard is None:
         notes.append(
