@@ -363,6 +363,41 @@ def test_a_shard_cut_off(tmp_path: Path) -> None:
     assert "unreadable behind" in source.failures[0].reason or len(source.failures) == 1
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data, at: data[: at + 148] + b"x" + data[at + 149 :], "bytes lost: no header at"),
+        (lambda data, at: data[:at] + bytes(512) + data[at + 512 :], "bytes lost: no header at"),
+        (lambda data, at: data[: at + 300], "300 bytes lost: no header at"),
+        (lambda data, at: data[:at], "the file is cut at"),
+        (lambda data, at: data[: at + 600], "unexpected end of data"),
+    ],
+    ids=["one byte of a header", "a hole", "cut in a header", "cut before one", "cut in an image"],
+)
+def test_what_a_shards_damage_hides_is_reported(tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    """tarfile takes a header that it cannot read for the end of the file and says nothing."""
+    path = shards(tmp_path)[0]
+    data = path.read_bytes()
+    with tarfile.open(path) as tar:
+        third = tar.getmember("0/0002.jpg").offset
+    path.write_bytes(damage(data, third))
+    source = ShardSource([path])
+    assert len(source) == 2
+    [failure] = source.failures
+    assert f"{path}: unreadable behind 0/0001" in failure.reason and message in failure.reason
+    with pytest.raises(ConfigError, match="more than the limit of 0; the first: .*unreadable"):
+        ShardSource([path], max_failures=0)
+
+
+def test_a_shard_may_end_with_any_number_of_empty_blocks(tmp_path: Path) -> None:
+    path = shards(tmp_path)[0]
+    data = path.read_bytes().rstrip(b"\0")
+    data += bytes(-len(data) % 512)
+    for empty in (1, 2, 5000):
+        path.write_bytes(data + bytes(512 * empty))
+        assert len(ShardSource([path])) == 4 and not ShardSource([path]).failures
+
+
 def test_three_formats_of_the_same_data_have_one_digest(tmp_path: Path) -> None:
     write_face_records(tmp_path / "a.rec", SAMPLES)
     write_shard(

@@ -131,14 +131,35 @@ def _index(path: Path, failures: list[Failure]) -> list[_Sample]:
                 except ValueError as exc:
                     where = f"{path}, sample {key}"
                     failures.append(Failure(where, "damaged", f"{where}: {exc}"))
+            problem = _problem_at_end(path, tar.offset)
     except (tarfile.TarError, EOFError) as exc:
         if not samples:
             raise ConfigError(
                 f"{path}: not an uncompressed tar file: {exc}. Compressed shards have no random "
                 "access: decompress them (images are compressed anyway)."
             ) from exc
-        failures.append(Failure(str(path), "damaged", f"{path}: unreadable behind {key}: {exc}"))
+        problem = f": {exc}"
+    if problem:
+        behind = f"behind {samples[-1].key}" if samples else "from its start"
+        failures.append(Failure(str(path), "damaged", f"{path}: unreadable {behind}{problem}"))
     return samples
+
+
+def _problem_at_end(path: Path, offset: int) -> str:
+    """What is wrong with the end of the tar where its directory was read up to ``offset``; "" if
+    nothing is.
+
+    A tar ends with blocks of zeros, and tarfile takes every header that it cannot read for the
+    end, as it takes the end of the file. Behind a hole of zeros something else follows.
+    """
+    found = 0
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        while piece := stream.read(1 << 20):
+            if piece.count(0) < len(piece):
+                return f", {path.stat().st_size - offset:,} bytes lost: no header at byte {offset}"
+            found += len(piece)
+    return "" if found >= tarfile.BLOCKSIZE else f": the file is cut at byte {offset}"
 
 
 def _by_key(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
