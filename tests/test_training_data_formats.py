@@ -192,6 +192,72 @@ def test_damaged_records_are_counted_up_to_a_limit(tmp_path: Path, header: bool)
         RecordSource(path, max_failures=0)
 
 
+def with_floats(path: Path, key: int, at: int, *values: float) -> RecordSource:
+    """The set at ``path`` with other numbers at a byte of a record's content."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into(f"<{len(values)}f", data, int(RecordFile(path).offsets[key]) + 8 + at, *values)
+    path.write_bytes(data)
+    return RecordSource(path)
+
+
+BAD_LABELS = [float("nan"), float("inf"), 1e30, 3e9, 2.0**24 + 2, -1.0, 3.5]
+
+
+@pytest.mark.parametrize("label", BAD_LABELS)
+def test_a_damaged_label_is_one_failure_and_no_new_identity(tmp_path: Path, label: float) -> None:
+    """Without a header every label is read at once; with one, that of each identity's first
+    image, and the others when they are."""
+    path = tmp_path / "train.rec"
+    write_face_records(path, SAMPLES, header=False)
+    source = with_floats(path, 5, 4, label)
+    assert list(source.identities) == ["3", "7", "20"] and len(source) == 11
+    assert [f.source for f in source.failures] == [f"{path}, record 5"]
+    assert "is no whole number from 0 to 16777216" in source.failures[0].reason
+
+    write_face_records(path, SAMPLES)
+    source = with_floats(path, 5, 4, label)  # key 5: the first of label 7
+    assert list(source.identities) == ["3", "7", "20"] and len(source) == 11
+    assert [f.source for f in source.failures] == [f"{path}, record 5"]
+
+    write_face_records(path, SAMPLES)
+    source = with_floats(path, 6, 4, label)
+    assert len(source) == 12 and not source.failures
+    with pytest.raises(ImageError, match=r"record 6: its label .* is no whole number"):
+        source.encoded(5)
+
+
+def test_labels_up_to_what_float32_holds_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "train.rec"
+    write_face_records(path, [(0, jpeg(0, 0)), (2**24, jpeg(1, 0))], header=False)
+    source = RecordSource(path)
+    assert list(source.identities) == ["0", "16777216"] and not source.failures
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, -4.0, 2.5])
+@pytest.mark.parametrize("at", [24, 28])
+def test_damaged_ranges(tmp_path: Path, value: float, at: int) -> None:
+    """The header's: an error. An identity's: its images are lost, and that is one failure."""
+    path = tmp_path / "train.rec"
+    write_face_records(path, SAMPLES)
+    source = with_floats(path, 14, at, value)  # of the second identity: keys 13, 14, 15
+    assert list(source.identities) == ["3", "20"]
+    assert [f.source for f in source.failures] == [f"{path}, record 14"]
+    write_face_records(path, SAMPLES)
+    with pytest.raises(ConfigError, match=r"the header record .* is missing or damaged"):
+        with_floats(path, 0, at, value)
+
+
+def test_an_identity_record_that_lost_its_range_is_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "train.rec"
+    write_face_records(path, SAMPLES)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, int(RecordFile(path).offsets[14]) + 8, 0)  # labels that follow
+    path.write_bytes(data)
+    source = RecordSource(path)
+    assert list(source.identities) == ["3", "20"]
+    assert "no range of an identity's images" in source.failures[0].reason
+
+
 def test_a_record_damaged_behind_its_header_fails_alone(tmp_path: Path) -> None:
     path = tmp_path / "train.rec"
     write_face_records(path, SAMPLES)
@@ -385,7 +451,7 @@ def test_what_a_shards_damage_hides_is_reported(tmp_path: Path, damage, message:
     assert len(source) == 2
     [failure] = source.failures
     assert f"{path}: unreadable behind 0/0001" in failure.reason and message in failure.reason
-    with pytest.raises(ConfigError, match="more than the limit of 0; the first: .*unreadable"):
+    with pytest.raises(ConfigError, match=r"more than the limit of 0; the first: .*unreadable"):
         ShardSource([path], max_failures=0)
 
 

@@ -42,6 +42,7 @@ _LENGTH_BITS = 29
 _MAX_LENGTH = (1 << _LENGTH_BITS) - 1
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _EXACT_FLOAT32 = 1 << 24
+_LARGEST_KEY = 1 << 40
 _GUESS = 16 * 1024
 """Bytes of a first read where no index says how long a record is."""
 
@@ -313,7 +314,7 @@ class RecordSource(FaceSource):
             record = unpack_record(content)
         except ValueError as exc:
             raise ImageError(f"{self.name(index)}: damaged: {exc}") from exc
-        if int(record.labels[0]) != self._class[self.labels[index]]:
+        if _whole_number(record.labels[0], self.name(index)) != self._class[self.labels[index]]:
             raise ImageError(
                 f"{self.name(index)}: its label is {record.labels[0]:g}, but its neighbours' and "
                 f"the index say {self._class[self.labels[index]]}"
@@ -341,11 +342,11 @@ class RecordSource(FaceSource):
         keys_found, labels_found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for identity in all_keys[(all_keys >= images_end) & (all_keys < identities_end)].tolist():
             try:
-                bounds, _ = self.file.read_labels(identity)
+                bounds = self._bounds(identity)
             except ImageError as exc:
                 _note(failures, limit, f"{self.origin}, record {identity}", str(exc))
                 continue
-            keys = all_keys[slice(*np.searchsorted(all_keys, bounds[:2].astype(np.int64)))]
+            keys = all_keys[slice(*np.searchsorted(all_keys, bounds))]
             # One image says which label the record stands for; the others have the same.
             first, value = self._read_labels(keys[:1], failures, limit)
             if len(first):
@@ -365,7 +366,7 @@ class RecordSource(FaceSource):
             with suppress(ImageError):
                 labels, has_image = self.file.read_labels(0)
                 if not has_image and len(labels) == 2:
-                    return int(labels[0]), int(labels[1])
+                    return _range(labels, self.origin)
         with suppress(ImageError):
             labels, has_image = self.file.read_labels(int(self.file.keys[-1]))
             if not has_image:
@@ -374,6 +375,14 @@ class RecordSource(FaceSource):
                     "where they start (key 0) is missing or damaged"
                 )
         return None
+
+    def _bounds(self, identity: int) -> tuple[int, int]:
+        """The range of an identity's keys. Raises ImageError for a record that says none."""
+        where = f"{self.origin}, record {identity}"
+        labels, has_image = self.file.read_labels(identity)
+        if has_image or len(labels) < 2:
+            raise ImageError(f"{where}: damaged: no range of an identity's images")
+        return _range(labels, where)
 
     def _read_labels(
         self, keys: NDArray[np.int64], failures: list[Failure], limit: int
@@ -387,14 +396,28 @@ class RecordSource(FaceSource):
                 values, has_image = self.file.read_labels(key)
                 if not has_image:
                     raise ImageError(f"{where}: no image")
-                if not float(values[0]).is_integer():
-                    raise ImageError(f"{where}: its label {values[0]:g} is no class")
+                label = _whole_number(values[0], where)
             except ImageError as exc:
                 readable[row] = False
                 _note(failures, limit, where, str(exc))
             else:
-                labels[row] = int(values[0])
+                labels[row] = label
         return keys[readable], labels[readable]
+
+
+def _range(labels: NDArray[np.float32], where: str) -> tuple[int, int]:
+    """Two keys, which may be beyond what float32 holds exactly; ImageError as ``_whole_number``."""
+    first, end = (_whole_number(label, where, "key", _LARGEST_KEY) for label in labels[:2])
+    return first, end
+
+
+def _whole_number(
+    value: np.float32, where: str, what: str = "label", most: int = _EXACT_FLOAT32
+) -> int:
+    """A class, or a key. Raises ImageError for a damaged one: not a whole number in the range."""
+    if not (float(value).is_integer() and 0 <= value <= most):  # neither of NaN and infinity is
+        raise ImageError(f"{where}: its {what} {value:g} is no whole number from 0 to {most}")
+    return int(value)
 
 
 def _note(failures: list[Failure], limit: int, source: str, reason: str) -> None:
