@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import struct
 import tarfile
 from pathlib import Path
@@ -283,7 +284,31 @@ def test_a_truncated_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="points beyond the end"):
         RecordSource(path)
     path.with_suffix(".idx").unlink()
-    assert 4 <= len(RecordSource(path)) <= 6
+    with pytest.raises(ConfigError, match=r"no whole record [456] at byte \d+; the [\d,]+ bytes"):
+        RecordSource(path)
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [(0, b"\0"), (6, b"\xff"), (4, b"\xf0")],
+    ids=["magic word", "length beyond the end", "length that leads into an image"],
+)
+def test_damage_that_ends_the_walk_is_an_error(tmp_path: Path, at: int, value: bytes) -> None:
+    """Not one failure, which every limit would let pass: it may hide nearly the whole set."""
+    path = tmp_path / "train.rec"
+    write_face_records(path, SAMPLES, header=False)
+    whole = path.read_bytes()
+    third = int(RecordFile(path).offsets[2])
+    path.write_bytes(whole[: third + at] + value + whole[third + at + 1 :])
+    assert len(RecordSource(path)) >= 11  # the index reaches over the damage
+    path.with_suffix(".idx").unlink()
+    with pytest.raises(ConfigError) as caught:
+        RecordSource(path, max_failures=100)
+    found = re.search(r"no whole record [23] at byte (\d+); the ([\d,]+) bytes", str(caught.value))
+    assert found and "Put the set's .idx beside it" in str(caught.value)
+    assert int(found[1]) + int(found[2].replace(",", "")) == len(whole)
+    path.write_bytes(whole[:third])  # as the message says
+    assert len(RecordSource(path)) == 2 and not RecordSource(path).failures
 
 
 def test_a_lost_header_is_not_taken_for_a_set_without_one(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ class RecordFile:
 
     keys: (n,) int64, ascending; without an ``.idx`` file the records are found by walking
     through the whole file and numbered from 0. damage: what the walk stumbled over, if
-    anything. No record stays in memory. Raises ConfigError for files that are missing or of
-    another format.
+    anything, and what it could not reach. No record stays in memory. Raises ConfigError for files
+    that are missing or of another format.
     """
 
     def __init__(self, path: Path, index: Path | None = None) -> None:
@@ -166,18 +166,22 @@ class RecordFile:
 
     def _walk(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Keys and offsets by going from part to part; stops where the file is damaged."""
-        offsets = []
+        offsets: list[int] = []
         offset, size = 0, self._file.size
         while offset < size:
             block = self._file.read(offset, _PART.size)
-            if len(block) < _PART.size or not block.startswith(_MAGIC_BYTES):
-                self.damage = f"no record at byte {offset}; the {size - offset} bytes behind it"
-                self.damage += " are out of reach without an .idx file"
+            _, lrec = _PART.unpack(block) if len(block) == _PART.size else (0, 0)
+            length = lrec & _MAX_LENGTH
+            whole = block.startswith(_MAGIC_BYTES) and offset + _PART.size + length <= size
+            if not whole:
+                self.damage = (
+                    f"no whole record {len(offsets)} at byte {offset}; the {size - offset:,} bytes "
+                    f"from there (of {size:,}) are out of reach without an .idx file"
+                )
                 break
-            _, lrec = _PART.unpack(block)
             if lrec >> _LENGTH_BITS in (_WHOLE, _FIRST):
                 offsets.append(offset)
-            offset += _PART.size + ((lrec & _MAX_LENGTH) + 3) // 4 * 4
+            offset += _PART.size + (length + 3) // 4 * 4
         return np.arange(len(offsets), dtype=np.int64), np.array(offsets, dtype=np.int64)
 
 
@@ -280,7 +284,8 @@ class RecordSource(FaceSource):
 
     Records whose label cannot be read are left out and listed in ``failures``. Raises
     ConfigError where that leaves nothing, or more than ``max_failures`` are unreadable (None:
-    1 % of the records, at least 10).
+    1 % of the records, at least 10), and for a damaged or cut file without an ``.idx``: how many
+    records lie behind the damage nobody knows.
     """
 
     def __init__(
@@ -295,6 +300,11 @@ class RecordSource(FaceSource):
         self.template = template
         self.size = size
         self.file = RecordFile(Path(path))
+        if self.file.damage:
+            raise ConfigError(
+                f"{path}: damaged or cut: {self.file.damage}. Put the set's .idx beside it, or get "
+                "the file again; cut it at that byte to learn only from what is before."
+            )
         limit = max(10, len(self.file.keys) // 100) if max_failures is None else max_failures
         failures: list[Failure] = []
         keys, raw = self._labels(failures, limit)
@@ -329,8 +339,6 @@ class RecordSource(FaceSource):
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(keys, labels) of the images, both (n,) int64, by key."""
         all_keys = self.file.keys
-        if self.file.damage:
-            _note(failures, limit, self.origin, f"{self.origin}: {self.file.damage}")
         header = self._header()
         if header is None:
             return self._read_labels(all_keys, failures, limit)
