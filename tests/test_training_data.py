@@ -488,6 +488,7 @@ def test_a_set_in_memory_keeps_its_names_and_digest(tmp_path: Path) -> None:
     assert held.digest() == source.subset([0, 2, 3, 4, 5, 6]).digest()
     part = held.subset([4, 1])
     assert part.size == 64 and part.name(0) == held.name(4)
+    assert part.failures == held.failures == held.subset([0]).subset([0]).failures
     np.testing.assert_array_equal(part.chip(1), held.chip(1))
     with pytest.raises(ImageError, match="1 images cannot be read, more than the limit of 0"):
         in_memory(source, small, max_failures=0)

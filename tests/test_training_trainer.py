@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from facerec.errors import ConfigError, ModelError
+from facerec.types import Failure
 
 torch = pytest.importorskip("torch")
 
 from tests.training_runs import (  # noqa: E402
     SIZE,
+    blob_chips,
     blobs,
     command,
     finish,
@@ -32,7 +35,7 @@ from tests.training_runs import (  # noqa: E402
 )
 from training.backbones import create_backbone  # noqa: E402
 from training.checkpoint import load_checkpoint, load_network  # noqa: E402
-from training.data import ArraySource, open_source  # noqa: E402
+from training.data import ArraySource, RecordFile, open_source, write_face_records  # noqa: E402
 from training.heads import create_head  # noqa: E402
 from training.heldout import HeldOutVerification, embed  # noqa: E402
 from training.logs import COLUMNS  # noqa: E402
@@ -323,6 +326,39 @@ def test_a_run_folder_says_what_was_run(tmp_path: Path) -> None:
     assert state["recipe"] == json.loads(json.dumps(recipe.model_dump(exclude_none=True)))
     assert state["data"]["sha256"] == data["sha256"]
     assert state["metrics"] == {"a": 1.0, "b": 2.0}
+
+
+def test_what_was_left_out_when_the_data_was_opened_is_said_and_noted(tmp_path: Path) -> None:
+    """A damaged set trains as a whole one does: who runs the command must hear of it."""
+    chips, labels = blob_chips(16, 8)
+    images = [cv2.imencode(".png", chip[:, :, ::-1])[1].tobytes() for chip in chips]
+    path = tmp_path / "train.rec"
+    write_face_records(path, zip(labels.tolist(), images, strict=True), header=False)
+    content = bytearray(path.read_bytes())
+    damaged = (3, 40, 41)
+    for offset in RecordFile(path).offsets[list(damaged)].tolist():
+        content[offset : offset + 4] = b"\0\0\0\0"
+    path.write_bytes(content)
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(tiny(run__epochs=1, data__holdout=0.3).to_toml())
+    words = command(recipe, path, tmp_path / "run")
+    words.remove("--quiet")
+    for _ in range(2):  # the second start has nothing left to do, and says it too
+        (said,) = finish([start(words)])
+        assert "3 images were left out (the reasons are in data.json)" in said
+        assert f"the first: {path}, record 3 at byte" in said
+        found = json.loads((tmp_path / "run" / "data.json").read_text())
+        assert found["left_out"]["count"] == 3 and len(found["sha256"]) == 64
+        for key, reason in zip(damaged, found["left_out"]["reasons"], strict=True):
+            assert f"record {key} at byte" in reason and "damaged" in reason
+
+
+def test_data_json_names_the_first_hundred_reasons(tmp_path: Path) -> None:
+    people = blobs()
+    people.failures = tuple(Failure(f"{i}.jpg", "no_face", f"{i}.jpg: none") for i in range(130))
+    train(tiny(run__epochs=1), people, tmp_path)
+    noted = json.loads((tmp_path / "data.json").read_text())["left_out"]
+    assert noted == {"count": 130, "reasons": [f"{i}.jpg: none" for i in range(100)]}
 
 
 def test_tensorboard_has_each_step_once_after_a_resumption(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from training.heldout import HeldOutVerification
 from training.logs import environment, read_json, write_json
 from training.recipe import Recipe
 from training.schedules import Schedule
-from training.state import Training, check_fits, describe_data
+from training.state import Training, check_fits, describe_data, describe_left_out
 from training.step import Stepper
 
 Evaluate = Callable[[Backbone], dict[str, float]]
@@ -194,7 +194,10 @@ def _describe(
     data: dict[str, Any],
     surroundings: dict[str, Any],
 ) -> None:
-    """recipe.toml, environment.json and data.json; the digest is made once, at the first start."""
+    """recipe.toml, environment.json and data.json; the digest is made once, at the first start.
+
+    Written at every start, because what was left out may change where what is left does not.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
     starts = read_json(run_dir / "environment.json", [])
@@ -203,5 +206,5 @@ def _describe(
     known = read_json(path, {})
     if known.get("fingerprint") != data["fingerprint"]:
         known = {**data, "sha256": source.digest()}
-        write_json(path, known)
+    write_json(path, {**known, "left_out": describe_left_out(source)})
     data["sha256"] = known["sha256"]

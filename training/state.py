@@ -31,6 +31,7 @@ from training.ema import MovingAverage
 from training.recipe import Recipe, differences, recipe_from
 
 _SHARDED = ("weight", "bias")
+_REASONS = 100
 
 
 @dataclass
@@ -196,6 +197,21 @@ def describe_data(source: FaceSource) -> dict[str, Any]:
         "identities": identities,
         "fingerprint": hashlib.sha256((identities + labels).encode()).hexdigest(),
     }
+
+
+def describe_left_out(source: FaceSource) -> dict[str, Any]:
+    """What of the data could not be taken in: how many, and the first reasons. Not part of what
+    identifies the data."""
+    reasons = [failure.reason for failure in source.failures[:_REASONS]]
+    return {"count": len(source.failures), "reasons": reasons}
+
+
+def left_out_line(source: FaceSource) -> str:
+    """The same as a sentence, of a source with failures."""
+    return (
+        f"{len(source.failures):,} images were left out (the reasons are in data.json); the first: "
+        f"{source.failures[0].reason}"
+    )
 
 
 def check_fits(state: State, source: str, recipe: Recipe, data: dict[str, Any], world: int) -> None:

@@ -26,7 +26,7 @@ from training.interruption import Interruption, leave
 from training.logs import Display, RunLog, write_json
 from training.recipe import Recipe
 from training.setup import START, Evaluate, Run, set_up
-from training.state import Training
+from training.state import Training, left_out_line
 from training.step import Diverged, Figures
 
 __all__ = ["START", "Evaluate", "TrainResult", "train"]
@@ -108,6 +108,8 @@ def _loop(run: Run, show: bool) -> tuple[int, int]:
     display = Display(total, training.step, show=show and ranks.main)
     with log or nullcontext(), display, Interruption() as interruption:
         display.say(_headline(run))
+        if run.source.failures:
+            display.say(left_out_line(run.source))
         if not run.resumed:
             best = bool(recipe.start.given) and _evaluate(run, log, display)
             _save(run, best)

@@ -23,7 +23,8 @@ class FaceSource(ABC):
 
     labels: (n,) int64, each of 0..C-1 occurs. identities: C names, in the order of the labels.
     template, size: how the chips are aligned. origin: what to call the set in a message.
-    failures: what of the set could not be taken in when it was opened.
+    failures: what of the set could not be taken in when it was opened; of a subset, that of the
+    whole set.
 
     An instance may be pickled, forked into workers and read from several threads.
     """
@@ -142,6 +143,7 @@ class SubsetSource(FaceSource):
         self.template = base.template
         self.size = base.size
         self.origin = base.origin
+        self.failures = base.failures
 
     def encoded(self, index: int) -> bytes:
         return self.base.encoded(int(self.indices[index]))
