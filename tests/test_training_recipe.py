@@ -139,6 +139,8 @@ def test_changes_from_a_command_line() -> None:
 def test_only_what_changes_weights_counts_as_a_difference() -> None:
     recipe = recipe_from(BASE, "x")
     assert differences(recipe, recipe.changed(**{"run.keep_last": 7, "data.workers": 0})) == []
+    held = recipe.changed(**{"data.in_memory": not recipe.data.in_memory})
+    assert len(differences(recipe, held)) == 1  # pixels are warped twice, the unreadable left out
     assert differences(recipe, recipe.changed(**{"optim.lr": 0.5})) == ["optim.lr was 0.1, is 0.5"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from facerec.errors import ConfigError, ModelError
+from facerec.errors import ConfigError, ImageError, ModelError
 
 torch = pytest.importorskip("torch")
 
@@ -402,6 +402,49 @@ def test_held_out_verification_against_every_pair() -> None:
     assert 0 < found["held_out_eer"] < 0.5
     with pytest.raises(ConfigError, match="with two photos"):
         HeldOutVerification(blobs(4, 1))
+
+
+# --- images in memory ------------------------------------------------------------------------
+
+
+def _one_person_unreadable(tmp_path: Path) -> Any:
+    data = write_blobs(tmp_path / "faces", 8, 6)
+    for path in (data / "person02").iterdir():
+        path.write_bytes(b"damaged")
+    return open_source(data, template="arcface-112", size=SIZE)
+
+
+def test_in_memory_a_person_without_a_readable_photo_takes_no_class_of_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that are the class means stay those of their people: the loss starts low."""
+    first = train(tiny(run__epochs=6), blobs(8, 6), tmp_path / "first")
+    people = _one_person_unreadable(tmp_path)
+    recipe = tiny(
+        start__checkpoint=str(first.checkpoint),
+        start__class_weights="class-means",
+        data__in_memory=True,
+        optim__lr=0.02,
+    )
+    result = train(recipe, people, tmp_path / "held", show=True)
+    said = capsys.readouterr().err
+    assert "6 images were left out" in said and "person02" in said
+    streamed = recipe.changed(**{"data.in_memory": False})
+    train(streamed, people, tmp_path / "streamed")
+    # Of the fresh order of fewer images other losses, but of weights that are as right.
+    assert losses_of(tmp_path / "held")[0] < 1.5 * losses_of(tmp_path / "streamed")[0]
+    state = load_checkpoint(result.checkpoint)
+    assert (state["data"]["classes"], state["data"]["images"]) == (7, 42)
+    assert len(state["head"]["head.weight"]) == 7
+    again = train(recipe.changed(**{"run.keep_last": 3}), people, tmp_path / "held")
+    assert again.finished and again.step == result.step
+
+
+def test_in_memory_no_more_images_fail_than_the_recipe_allows(tmp_path: Path) -> None:
+    people = _one_person_unreadable(tmp_path)
+    with pytest.raises(ImageError, match="6 images cannot be read, more than the limit of 5"):
+        train(tiny(data__in_memory=True, data__max_failures=5), people, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # --- bad input -----------------------------------------------------------------------------

@@ -41,7 +41,6 @@ FREE_KEYS = frozenset(
         "run.best_metric",
         "data.workers",
         "data.max_failures",
-        "data.in_memory",
     }
 )
 """Keys that may differ between a run and its resumption: they change no weight."""
@@ -228,7 +227,8 @@ class DataSection(_Section):
     images_per_identity: int = Field(default=0, ge=0)
     """Of each identity in a batch (balanced sampling); 0: images as they come, shuffled."""
     in_memory: bool = False
-    """Decode every chip once and keep it: for small sets."""
+    """Decode and warp every chip once and keep it, unreadable ones left out: for small sets.
+    Augmentation then warps the kept pixels, not the stored ones."""
     workers: int = Field(default=2, ge=0)
     """Processes that prepare batches; any number gives the same batches."""
     max_failures: int | None = Field(default=None, ge=0)

@@ -24,6 +24,7 @@ from training.build import (
     build_schedule,
     head_of,
     precision_of,
+    preprocessing_of,
     set_class_weights,
     synchronise_statistics,
 )
@@ -55,7 +56,7 @@ START = "start.pt"
 
 @dataclass
 class Run:
-    """What the loop works with; ``source`` names images, the loader may read a copy."""
+    """What the loop works with; ``source`` is what the loader reads, a copy in memory or not."""
 
     recipe: Recipe
     source: FaceSource
@@ -90,8 +91,9 @@ def set_up(
             f"run.batch_size {recipe.run.batch_size} does not divide into {ranks.world} processes "
             f"x {recipe.run.accumulate} parts (run.accumulate)."
         )
-    data = describe_data(source)
     precision = precision_of(recipe.run.amp, ranks.device)
+    source = _held(recipe, source)
+    data = describe_data(source)
     checkpoints = CheckpointFolder(run_dir / "checkpoints", recipe.run.keep_last)
     saved = _saved(checkpoints, recipe, data, ranks, resume)
     if ranks.main:
@@ -114,6 +116,15 @@ def set_up(
     return Run(
         recipe, source, run_dir, ranks, checkpoints, training, stepper, schedule, evaluate, resumed
     )
+
+
+def _held(recipe: Recipe, source: FaceSource) -> FaceSource:
+    """``source``, or on demand its chips in memory: whom no photo is left of has no class then."""
+    if not recipe.data.in_memory:
+        return source
+    held = in_memory(source, preprocessing_of(recipe), max_failures=recipe.data.max_failures)
+    require_trainable(held)
+    return held
 
 
 def _saved(
@@ -160,8 +171,7 @@ def _training(
         ranks.barrier()
     if recipe.backbone.batch_norm == "synchronised":
         backbone = synchronise_statistics(backbone, ranks)
-    chips = in_memory(source, backbone.preprocessing) if recipe.data.in_memory else source
-    loader = build_loader(recipe, chips, backbone, ranks)
+    loader = build_loader(recipe, source, backbone, ranks)
     seed_all(recipe.run.seed, ranks.rank)
     return Training(
         recipe,

@@ -108,6 +108,9 @@ def _loop(run: Run, show: bool) -> tuple[int, int]:
     display = Display(total, training.step, show=show and ranks.main)
     with log or nullcontext(), display, Interruption() as interruption:
         display.say(_headline(run))
+        if left_out := run.source.failures:
+            reasons = "; ".join(failure.reason for failure in left_out)
+            display.say(f"{len(left_out)} images were left out: {reasons}")
         if not run.resumed:
             best = bool(recipe.start.given) and _evaluate(run, log, display)
             _save(run, best)
