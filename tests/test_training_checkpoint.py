@@ -176,10 +176,11 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path: Path) -> None:
     )
     assert done.returncode == 4, done.stderr
     assert "step-000000008.pt: the checkpoint cannot be saved: File too large" in done.stdout
-    assert "step-000000004.pt, is intact" in done.stdout
+    assert "step-000000008.pt, is intact" in done.stdout  # as it was before its evaluation
     left = sorted(p.name for p in (run / "checkpoints").iterdir())
-    assert left == ["best.pt", "step-000000000.pt", "step-000000004.pt"]
-    assert load_checkpoint(run / "checkpoints/step-000000004.pt")["step"] == 4
+    steps = [f"step-{step:09d}.pt" for step in (0, 4, 8)]
+    assert left == ["best.pt", *steps]
+    assert [load_checkpoint(run / "checkpoints" / name)["step"] for name in steps] == [0, 4, 8]
     # With room again the run goes on as if nothing had happened.
     assert train(tiny(run__epochs=3), blobs(), run).step == reference.step
     assert losses_of(run) == losses_of(reference.run_dir)

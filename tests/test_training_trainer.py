@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from facerec.errors import ConfigError, ImageError, ModelError
 torch = pytest.importorskip("torch")
 
 from tests.training_runs import (  # noqa: E402
+    REPOSITORY,
     SIZE,
     blobs,
     command,
@@ -512,6 +516,134 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
     assert result.finished
     reference = train(tiny(), blobs(), tmp_path / "reference")
     assert log_of(tmp_path) == log_of(reference.run_dir)
+
+
+def test_divergence_that_an_evaluation_notices_is_diagnosed_too(tmp_path: Path) -> None:
+    """Losses are finite to the end of the epoch, and the network is of no use after it."""
+    recipe = tiny(run__epochs=3, run__keep_last=1)
+    calls: list[int] = []
+    measure = HeldOutVerification(blobs(4, 6, seed=9))
+
+    def evaluate(backbone: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 2:  # as where running statistics overflowed
+            backbone = create_backbone(**backbone.arguments)
+            backbone.embedding.fc.weight.data.fill_(float("nan"))
+        return measure(backbone)
+
+    with pytest.raises(ModelError, match="diverged at step 8: mobilefacenet-paper: gave NaN"):
+        train(recipe, blobs(), tmp_path, evaluate=evaluate)
+    diagnosis = json.loads((tmp_path / "diagnosis.json").read_text())
+    assert diagnosis["step"] == 8 and len(diagnosis["batch"]) == 16
+    assert [row["step"] for row in diagnosis["recent"]] == list(range(1, 9))
+    assert Path(diagnosis["checkpoint"]).name == "step-000000004.pt"  # the last good one
+    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert left == ["best.pt", "step-000000004.pt"]
+    assert train(recipe, blobs(), tmp_path, evaluate=measure).finished
+
+
+def test_a_starting_network_without_a_direction_is_no_divergence(tmp_path: Path) -> None:
+    first = train(tiny(run__epochs=1), blobs(), tmp_path / "first")
+    state = load_checkpoint(first.checkpoint)
+    for weight in state["backbone"].values():
+        weight.zero_()
+    torch.save(state, tmp_path / "zero.pt")
+    recipe = tiny(start__checkpoint=str(tmp_path / "zero.pt"))
+    with pytest.raises(ModelError, match=r"^mobilefacenet-paper: gave NaN, infinity or zero"):
+        train(recipe, blobs(), tmp_path / "run", held_out=blobs(4, 6, seed=9))
+
+
+# --- an evaluation that does not come to its end -------------------------------------------
+
+
+def test_an_evaluation_that_fails_costs_no_epoch_and_is_made_up_for(tmp_path: Path) -> None:
+    def damaged(_: Any) -> dict[str, float]:
+        raise ImageError("set.bin, image 3: damaged")
+
+    for _ in range(2):
+        with pytest.raises(ImageError, match="image 3"):
+            train(tiny(), blobs(), tmp_path, evaluate=damaged)
+        newest = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
+        assert load_checkpoint(newest)["step"] == 4
+    assert not json.loads((tmp_path / "metrics.json").read_text())["history"]
+    scores = iter([{"a": 2.0}, {"a": 1.0}])
+    result = train(tiny(), blobs(), tmp_path, evaluate=lambda _: next(scores))
+    assert result.best is not None and result.best["step"] == 4
+    history = json.loads((tmp_path / "metrics.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [4, 8]
+    reference = train(tiny(), blobs(), tmp_path / "reference")
+    assert log_of(tmp_path) == log_of(reference.run_dir)
+
+
+def test_a_last_evaluation_that_failed_is_made_up_for(tmp_path: Path) -> None:
+    scores = iter([{"a": 1.0}])
+    with pytest.raises(StopIteration):
+        train(tiny(), blobs(), tmp_path, evaluate=lambda _: next(scores))
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert summary["step"] == 8 and not summary["finished"]
+    result = train(tiny(), blobs(), tmp_path, evaluate=lambda _: {"a": 3.0})
+    assert result.best is not None and result.best["step"] == 8
+    assert json.loads((tmp_path / "metrics.json").read_text())["finished"]
+    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert left == ["best.pt", "step-000000004.pt", "step-000000008.pt"]
+
+
+def test_a_metric_that_no_evaluation_gives_is_said_before_the_first_step(tmp_path: Path) -> None:
+    recipe = tiny(run__best_metric="held_out_err")
+    with pytest.raises(ConfigError, match="'held_out_err'; the evaluation gives held_out_tar_at"):
+        train(recipe, blobs(), tmp_path, held_out=blobs(4, 6, seed=9))
+    assert not list(tmp_path.iterdir())
+    metric = HeldOutVerification(blobs(4, 6, seed=9))
+    assert tuple(metric(create_backbone(**tiny().backbone.arguments()))) == metric.names
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.training_runs import blobs, tiny
+from training.checkpoint import CheckpointFolder
+from training.trainer import train
+
+moment, scores = sys.argv[2], iter([0.5, 0.9, 0.6])
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+original = CheckpointFolder.mark_best
+
+def mark_best(self, path):
+    if moment == "naming" and path.name == "step-000000008.pt":
+        kill()
+    original(self, path)
+
+def evaluate(backbone):
+    score = next(scores)
+    if moment == "evaluating" and score == 0.9:
+        kill()
+    return {"score": score}
+
+CheckpointFolder.mark_best = mark_best
+train(tiny(run__epochs=3, run__keep_last=1), blobs(), Path(sys.argv[1]), evaluate=evaluate)
+"""
+
+
+@pytest.mark.parametrize(("moment", "left"), [("evaluating", [0.9, 0.6]), ("naming", [0.6])])
+def test_killed_around_an_evaluation_nothing_of_it_is_lost(
+    moment: str, left: list[float], tmp_path: Path
+) -> None:
+    """During it, and between its checkpoint's last byte and its being called best.pt."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), moment],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
+    assert done.returncode == -signal.SIGKILL
+    scores = iter(left)
+    recipe = tiny(run__epochs=3, run__keep_last=1)
+    result = train(recipe, blobs(), tmp_path, evaluate=lambda _: {"score": next(scores)})
+    assert next(scores, None) is None
+    history = json.loads((tmp_path / "metrics.json").read_text())["history"]
+    assert [(e["step"], e["metrics"]["score"]) for e in history] == [(4, 0.5), (8, 0.9), (12, 0.6)]
+    assert result.best is not None and result.best["step"] == 8
+    assert result.best_checkpoint is not None
+    assert load_checkpoint(result.best_checkpoint)["step"] == 8
 
 
 # --- stopping and going on -----------------------------------------------------------------

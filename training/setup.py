@@ -5,7 +5,7 @@ Imports torch and the core.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,9 @@ def set_up(
             f"x {recipe.run.accumulate} parts (run.accumulate)."
         )
     precision = precision_of(recipe.run.amp, ranks.device)
+    if evaluate is None and held_out is not None:
+        evaluate = HeldOutVerification(held_out, workers=recipe.data.workers, precision=precision)
+    _require_best_metric(recipe, evaluate, ranks)
     source = _held(recipe, source)
     data = describe_data(source)
     checkpoints = CheckpointFolder(run_dir / "checkpoints", recipe.run.keep_last)
@@ -106,8 +109,7 @@ def set_up(
     resumed = saved is not None
     if saved is not None:
         training.restore(saved)
-    if evaluate is None and held_out is not None:
-        evaluate = HeldOutVerification(held_out, workers=recipe.data.workers, precision=precision)
+        _mark_best_again(checkpoints, training)
     teacher = None
     if recipe.start.distil:
         teacher = load_network(run_dir / START).to(ranks.device).requires_grad_(False)
@@ -116,6 +118,29 @@ def set_up(
     return Run(
         recipe, source, run_dir, ranks, checkpoints, training, stepper, schedule, evaluate, resumed
     )
+
+
+def require_metric(name: str, given: Iterable[str]) -> None:
+    """Raises ConfigError unless the evaluation gives a metric of that name."""
+    if name not in given:
+        raise ConfigError(
+            f"run.best_metric is {name!r}; the evaluation gives {', '.join(given) or 'nothing'}"
+        )
+
+
+def _require_best_metric(recipe: Recipe, evaluate: Evaluate | None, ranks: Ranks) -> None:
+    """Before the first step, of evaluations that know the names of their figures beforehand."""
+    names = ranks.from_main(getattr(evaluate, "names", None))
+    if names is not None and recipe.run.best_metric is not None:
+        require_metric(recipe.run.best_metric, names)
+
+
+def _mark_best_again(checkpoints: CheckpointFolder, training: Training) -> None:
+    """A process may have died between writing the best checkpoint and calling it best.pt."""
+    newest = checkpoints.newest()
+    best = training.best is not None and training.best["step"] == training.step
+    if best and newest is not None and training.ranks.main:
+        checkpoints.mark_best(newest)
 
 
 def _held(recipe: Recipe, source: FaceSource) -> FaceSource:
