@@ -44,7 +44,9 @@ CPU = torch.device("cpu")
 
 
 def content(step: int) -> dict[str, Any]:
-    return {"format": 1, "recipe": {}, "step": step, "weight": torch.full((64, 64), float(step))}
+    network = dict.fromkeys(("backbone_arguments", "backbone", "ema"))
+    weight = torch.full((64, 64), float(step))
+    return {"format": 1, "recipe": {}, "step": step, "weight": weight, **network}
 
 
 # --- files ---------------------------------------------------------------------------------
@@ -132,6 +134,10 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({**content(1), "format": 99}, tmp_path / "newer.pt")
     with pytest.raises(ModelError, match="format 99"):
         load_checkpoint(tmp_path / "newer.pt")
+
+    torch.save({"format": 1, "recipe": {}, "step": 3}, tmp_path / "part.pt")
+    with pytest.raises(ModelError, match=r"not a whole checkpoint.*backbone_arguments.*is missing"):
+        load_checkpoint(tmp_path / "part.pt")
 
     class Code:
         def __reduce__(self) -> Any:

@@ -27,6 +27,8 @@ from facerec.errors import ConfigError, ModelError
 from training.backbones import Backbone, create_backbone
 
 FORMAT = 1
+_PARTS = ("backbone_arguments", "backbone", "ema", "step")
+"""What whoever wants the network needs; the rest is for the run that goes on."""
 BEST = "best.pt"
 _NAME = re.compile(r"step-(\d{9})\.pt")
 State = dict[str, Any]
@@ -168,6 +170,10 @@ def load_checkpoint(path: Path) -> State:
     if state["format"] != FORMAT:
         raise ModelError(
             f"{path}: checkpoint format {state['format']}; this version reads {FORMAT}"
+        )
+    if missing := [part for part in _PARTS if part not in state]:
+        raise ModelError(
+            f"{path}: not a whole checkpoint of a training run: {', '.join(missing)} is missing"
         )
     return state
 

@@ -86,6 +86,10 @@ class HeadSection(_Section):
         if self.name not in HEADS:
             raise ValueError(f"no head {self.name!r}{_suggest(self.name, HEADS)}")
         overrides = self.overrides
+        if "embedding_dim" in overrides:
+            raise ValueError("embedding_dim is the network's: write it into [backbone]")
+        if "num_classes" in overrides:
+            raise ValueError("num_classes is the number of people in the data; leave it out")
         if overrides.get("storage") == "sharded":  # needs ranks, which reading a file does not
             overrides["storage"] = "dense"
         try:
