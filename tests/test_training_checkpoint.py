@@ -44,7 +44,9 @@ CPU = torch.device("cpu")
 
 
 def content(step: int) -> dict[str, Any]:
-    return {"format": 1, "recipe": {}, "step": step, "weight": torch.full((64, 64), float(step))}
+    network = dict.fromkeys(("backbone_arguments", "backbone", "ema"))
+    weight = torch.full((64, 64), float(step))
+    return {"format": 1, "recipe": {}, "step": step, "weight": weight, **network}
 
 
 # --- files ---------------------------------------------------------------------------------
@@ -133,6 +135,10 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="format 99"):
         load_checkpoint(tmp_path / "newer.pt")
 
+    torch.save({"format": 1, "recipe": {}, "step": 3}, tmp_path / "part.pt")
+    with pytest.raises(ModelError, match=r"not a whole checkpoint.*backbone_arguments.*is missing"):
+        load_checkpoint(tmp_path / "part.pt")
+
     class Code:
         def __reduce__(self) -> Any:
             return (os.getcwd, ())
@@ -176,10 +182,11 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path: Path) -> None:
     )
     assert done.returncode == 4, done.stderr
     assert "step-000000008.pt: the checkpoint cannot be saved: File too large" in done.stdout
-    assert "step-000000004.pt, is intact" in done.stdout
+    assert "step-000000008.pt, is intact" in done.stdout  # as it was before its evaluation
     left = sorted(p.name for p in (run / "checkpoints").iterdir())
-    assert left == ["best.pt", "step-000000000.pt", "step-000000004.pt"]
-    assert load_checkpoint(run / "checkpoints/step-000000004.pt")["step"] == 4
+    steps = [f"step-{step:09d}.pt" for step in (0, 4, 8)]
+    assert left == ["best.pt", *steps]
+    assert [load_checkpoint(run / "checkpoints" / name)["step"] for name in steps] == [0, 4, 8]
     # With room again the run goes on as if nothing had happened.
     assert train(tiny(run__epochs=3), blobs(), run).step == reference.step
     assert losses_of(run) == losses_of(reference.run_dir)

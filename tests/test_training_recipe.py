@@ -136,9 +136,17 @@ def test_changes_from_a_command_line() -> None:
         recipe.changed(**{"name.first": 1.0})
 
 
+def test_what_a_head_is_told_by_others_is_no_key_of_it() -> None:
+    for key, said in (("embedding_dim", r"into \[backbone\]"), ("num_classes", "leave it out")):
+        with pytest.raises(ConfigError, match=f"head: {key} is .*{said}"):
+            load_recipe("small-data").changed(**{f"head.{key}": 512})
+
+
 def test_only_what_changes_weights_counts_as_a_difference() -> None:
     recipe = recipe_from(BASE, "x")
     assert differences(recipe, recipe.changed(**{"run.keep_last": 7, "data.workers": 0})) == []
+    held = recipe.changed(**{"data.in_memory": not recipe.data.in_memory})
+    assert len(differences(recipe, held)) == 1  # pixels are warped twice, the unreadable left out
     assert differences(recipe, recipe.changed(**{"optim.lr": 0.5})) == ["optim.lr was 0.1, is 0.5"]
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,13 @@ import cv2
 import numpy as np
 import pytest
 
-from facerec.errors import ConfigError, ModelError
+from facerec.errors import ConfigError, ImageError, ModelError
 from facerec.types import Failure
 
 torch = pytest.importorskip("torch")
 
 from tests.training_runs import (  # noqa: E402
+    REPOSITORY,
     SIZE,
     blob_chips,
     blobs,
@@ -440,6 +444,49 @@ def test_held_out_verification_against_every_pair() -> None:
         HeldOutVerification(blobs(4, 1))
 
 
+# --- images in memory ------------------------------------------------------------------------
+
+
+def _one_person_unreadable(tmp_path: Path) -> Any:
+    data = write_blobs(tmp_path / "faces", 8, 6)
+    for path in (data / "person02").iterdir():
+        path.write_bytes(b"damaged")
+    return open_source(data, template="arcface-112", size=SIZE)
+
+
+def test_in_memory_a_person_without_a_readable_photo_takes_no_class_of_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that are the class means stay those of their people: the loss starts low."""
+    first = train(tiny(run__epochs=6), blobs(8, 6), tmp_path / "first")
+    people = _one_person_unreadable(tmp_path)
+    recipe = tiny(
+        start__checkpoint=str(first.checkpoint),
+        start__class_weights="class-means",
+        data__in_memory=True,
+        optim__lr=0.02,
+    )
+    result = train(recipe, people, tmp_path / "held", show=True)
+    said = capsys.readouterr().err
+    assert "6 images were left out" in said and "person02" in said
+    streamed = recipe.changed(**{"data.in_memory": False})
+    train(streamed, people, tmp_path / "streamed")
+    # Of the fresh order of fewer images other losses, but of weights that are as right.
+    assert losses_of(tmp_path / "held")[0] < 1.5 * losses_of(tmp_path / "streamed")[0]
+    state = load_checkpoint(result.checkpoint)
+    assert (state["data"]["classes"], state["data"]["images"]) == (7, 42)
+    assert len(state["head"]["head.weight"]) == 7
+    again = train(recipe.changed(**{"run.keep_last": 3}), people, tmp_path / "held")
+    assert again.finished and again.step == result.step
+
+
+def test_in_memory_no_more_images_fail_than_the_recipe_allows(tmp_path: Path) -> None:
+    people = _one_person_unreadable(tmp_path)
+    with pytest.raises(ImageError, match="6 images cannot be read, more than the limit of 5"):
+        train(tiny(data__in_memory=True, data__max_failures=5), people, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # --- bad input -----------------------------------------------------------------------------
 
 
@@ -505,6 +552,134 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
     assert result.finished
     reference = train(tiny(), blobs(), tmp_path / "reference")
     assert log_of(tmp_path) == log_of(reference.run_dir)
+
+
+def test_divergence_that_an_evaluation_notices_is_diagnosed_too(tmp_path: Path) -> None:
+    """Losses are finite to the end of the epoch, and the network is of no use after it."""
+    recipe = tiny(run__epochs=3, run__keep_last=1)
+    calls: list[int] = []
+    measure = HeldOutVerification(blobs(4, 6, seed=9))
+
+    def evaluate(backbone: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 2:  # as where running statistics overflowed
+            backbone = create_backbone(**backbone.arguments)
+            backbone.embedding.fc.weight.data.fill_(float("nan"))
+        return measure(backbone)
+
+    with pytest.raises(ModelError, match="diverged at step 8: mobilefacenet-paper: gave NaN"):
+        train(recipe, blobs(), tmp_path, evaluate=evaluate)
+    diagnosis = json.loads((tmp_path / "diagnosis.json").read_text())
+    assert diagnosis["step"] == 8 and len(diagnosis["batch"]) == 16
+    assert [row["step"] for row in diagnosis["recent"]] == list(range(1, 9))
+    assert Path(diagnosis["checkpoint"]).name == "step-000000004.pt"  # the last good one
+    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert left == ["best.pt", "step-000000004.pt"]
+    assert train(recipe, blobs(), tmp_path, evaluate=measure).finished
+
+
+def test_a_starting_network_without_a_direction_is_no_divergence(tmp_path: Path) -> None:
+    first = train(tiny(run__epochs=1), blobs(), tmp_path / "first")
+    state = load_checkpoint(first.checkpoint)
+    for weight in state["backbone"].values():
+        weight.zero_()
+    torch.save(state, tmp_path / "zero.pt")
+    recipe = tiny(start__checkpoint=str(tmp_path / "zero.pt"))
+    with pytest.raises(ModelError, match=r"^mobilefacenet-paper: gave NaN, infinity or zero"):
+        train(recipe, blobs(), tmp_path / "run", held_out=blobs(4, 6, seed=9))
+
+
+# --- an evaluation that does not come to its end -------------------------------------------
+
+
+def test_an_evaluation_that_fails_costs_no_epoch_and_is_made_up_for(tmp_path: Path) -> None:
+    def damaged(_: Any) -> dict[str, float]:
+        raise ImageError("set.bin, image 3: damaged")
+
+    for _ in range(2):
+        with pytest.raises(ImageError, match="image 3"):
+            train(tiny(), blobs(), tmp_path, evaluate=damaged)
+        newest = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
+        assert load_checkpoint(newest)["step"] == 4
+    assert not json.loads((tmp_path / "metrics.json").read_text())["history"]
+    scores = iter([{"a": 2.0}, {"a": 1.0}])
+    result = train(tiny(), blobs(), tmp_path, evaluate=lambda _: next(scores))
+    assert result.best is not None and result.best["step"] == 4
+    history = json.loads((tmp_path / "metrics.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [4, 8]
+    reference = train(tiny(), blobs(), tmp_path / "reference")
+    assert log_of(tmp_path) == log_of(reference.run_dir)
+
+
+def test_a_last_evaluation_that_failed_is_made_up_for(tmp_path: Path) -> None:
+    scores = iter([{"a": 1.0}])
+    with pytest.raises(StopIteration):
+        train(tiny(), blobs(), tmp_path, evaluate=lambda _: next(scores))
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert summary["step"] == 8 and not summary["finished"]
+    result = train(tiny(), blobs(), tmp_path, evaluate=lambda _: {"a": 3.0})
+    assert result.best is not None and result.best["step"] == 8
+    assert json.loads((tmp_path / "metrics.json").read_text())["finished"]
+    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert left == ["best.pt", "step-000000004.pt", "step-000000008.pt"]
+
+
+def test_a_metric_that_no_evaluation_gives_is_said_before_the_first_step(tmp_path: Path) -> None:
+    recipe = tiny(run__best_metric="held_out_err")
+    with pytest.raises(ConfigError, match="'held_out_err'; the evaluation gives held_out_tar_at"):
+        train(recipe, blobs(), tmp_path, held_out=blobs(4, 6, seed=9))
+    assert not list(tmp_path.iterdir())
+    metric = HeldOutVerification(blobs(4, 6, seed=9))
+    assert tuple(metric(create_backbone(**tiny().backbone.arguments()))) == metric.names
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.training_runs import blobs, tiny
+from training.checkpoint import CheckpointFolder
+from training.trainer import train
+
+moment, scores = sys.argv[2], iter([0.5, 0.9, 0.6])
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+original = CheckpointFolder.mark_best
+
+def mark_best(self, path):
+    if moment == "naming" and path.name == "step-000000008.pt":
+        kill()
+    original(self, path)
+
+def evaluate(backbone):
+    score = next(scores)
+    if moment == "evaluating" and score == 0.9:
+        kill()
+    return {"score": score}
+
+CheckpointFolder.mark_best = mark_best
+train(tiny(run__epochs=3, run__keep_last=1), blobs(), Path(sys.argv[1]), evaluate=evaluate)
+"""
+
+
+@pytest.mark.parametrize(("moment", "left"), [("evaluating", [0.9, 0.6]), ("naming", [0.6])])
+def test_killed_around_an_evaluation_nothing_of_it_is_lost(
+    moment: str, left: list[float], tmp_path: Path
+) -> None:
+    """During it, and between its checkpoint's last byte and its being called best.pt."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), moment],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
+    assert done.returncode == -signal.SIGKILL
+    scores = iter(left)
+    recipe = tiny(run__epochs=3, run__keep_last=1)
+    result = train(recipe, blobs(), tmp_path, evaluate=lambda _: {"score": next(scores)})
+    assert next(scores, None) is None
+    history = json.loads((tmp_path / "metrics.json").read_text())["history"]
+    assert [(e["step"], e["metrics"]["score"]) for e in history] == [(4, 0.5), (8, 0.9), (12, 0.6)]
+    assert result.best is not None and result.best["step"] == 8
+    assert result.best_checkpoint is not None
+    assert load_checkpoint(result.best_checkpoint)["step"] == 8
 
 
 # --- stopping and going on -----------------------------------------------------------------

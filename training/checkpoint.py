@@ -27,6 +27,8 @@ from facerec.errors import ConfigError, ModelError
 from training.backbones import Backbone, create_backbone
 
 FORMAT = 1
+_PARTS = ("backbone_arguments", "backbone", "ema", "step")
+"""What whoever wants the network needs; the rest is for the run that goes on."""
 BEST = "best.pt"
 _NAME = re.compile(r"step-(\d{9})\.pt")
 State = dict[str, Any]
@@ -54,30 +56,38 @@ class CheckpointFolder:
         path = self.folder / BEST
         return path if path.is_file() else None
 
-    def save(self, state: State, *, best: bool = False) -> Path:
+    def save(self, state: State, *, best: bool = False, drop_old: bool = True) -> Path:
         """Write ``state`` as its step's checkpoint, then drop the oldest beyond ``keep_last``.
 
         Whatever goes wrong, and whenever the process dies, the checkpoints that were there
         before are still there. Raises ModelError where the file cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step-{state['step']:09d}.pt"
+        path = self._path(state["step"])
         try:
             _write(path, state)
         except (OSError, RuntimeError) as exc:
             raise ModelError(self._not_saved(path, exc)) from exc
         if best:
-            self._mark_best(path)
-        for old in self.all()[: -self.keep_last]:
-            old.unlink()
+            self.mark_best(path)
+        if drop_old:
+            for old in self.all()[: -self.keep_last]:
+                old.unlink()
         return path
+
+    def drop(self, step: int) -> None:
+        """Delete the checkpoint of a step whose network turned out to be of no use."""
+        self._path(step).unlink(missing_ok=True)
 
     def remove_remains(self) -> None:
         """Delete what a process that was killed while saving has left half-written."""
         for part in self.folder.glob(".*.part"):
             part.unlink(missing_ok=True)
 
-    def _mark_best(self, path: Path) -> None:
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}.pt"
+
+    def mark_best(self, path: Path) -> None:
         """best.pt becomes another name of the file: no bytes are copied where links exist."""
         part = self.folder / f".{BEST}.{os.getpid()}.part"
         try:
@@ -160,6 +170,10 @@ def load_checkpoint(path: Path) -> State:
     if state["format"] != FORMAT:
         raise ModelError(
             f"{path}: checkpoint format {state['format']}; this version reads {FORMAT}"
+        )
+    if missing := [part for part in _PARTS if part not in state]:
+        raise ModelError(
+            f"{path}: not a whole checkpoint of a training run: {', '.join(missing)} is missing"
         )
     return state
 

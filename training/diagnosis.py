@@ -24,7 +24,7 @@ def diagnose(
     rank: int,
     step: int,
     learning_rate: float,
-    batch: Batch,
+    batch: Batch | None,
     norms: list[Tensor],
     source: FaceSource,
     recent: list[dict[str, Any]],
@@ -32,12 +32,13 @@ def diagnose(
 ) -> ModelError:
     """The error to raise, after writing RUN/diagnosis.json.
 
-    norms: lengths of the embeddings that were computed, in the order of the batch. recent: the
-    last lines of the log, in which gradients grew or did not.
+    batch: of the step; None where an evaluation noticed it before a batch was read. norms:
+    lengths of the embeddings that were computed, in the order of the batch. recent: the last
+    lines of the log, in which gradients grew or did not.
     """
     lengths = torch.cat(norms).cpu() if norms else torch.zeros(0)
     finite = lengths[lengths.isfinite()]
-    indices = batch.indices.tolist()
+    indices, labels = ([], []) if batch is None else (batch.indices.tolist(), batch.labels.tolist())
     broken = (~lengths.isfinite()).nonzero().flatten().tolist()
     images = [
         {
@@ -45,7 +46,7 @@ def diagnose(
             "label": int(label),
             "embedding_norm": float(lengths[row]) if row < len(lengths) else None,
         }
-        for row, (index, label) in enumerate(zip(indices, batch.labels.tolist(), strict=True))
+        for row, (index, label) in enumerate(zip(indices, labels, strict=True))
     ]
     summary = {
         "smallest": float(finite.min()) if len(finite) else None,

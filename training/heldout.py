@@ -14,10 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from facerec import metrics
-from facerec.errors import ConfigError
+from facerec.errors import ConfigError, ModelError
 from facerec.pairs import pair_scores
 from training.backbones import Backbone
 from training.data import FaceDataset, FaceSource, OrderedSampler, make_loader
+
+
+class NoDirection(ModelError):
+    """A network gave NaN, infinity or zero for a face: what divergence looks like from outside."""
 
 
 def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[None]:
@@ -44,7 +48,7 @@ def embed(
     rank, world: which part of the set. flip: add the embedding of the mirror image to each, as a
     pack with ``flip`` does. Images that cannot be read are left out, more than 1 %
     of them is an ImageError. The network is in evaluation mode while this runs, on the device
-    where it is.
+    where it is. Raises NoDirection for an embedding that is not finite or zero.
     """
     device = next(backbone.parameters()).device
     dataset = FaceDataset(source, backbone.preprocessing)
@@ -60,7 +64,11 @@ def embed(
                 embeddings = backbone(images)
                 if flip:
                     embeddings = embeddings + backbone(images.flip(3))
-            found.append(F.normalize(embeddings.float()).cpu())
+            embeddings = embeddings.float()
+            lengths = torch.linalg.vector_norm(embeddings, dim=1)  # (b,)
+            if not (lengths.isfinite() & (lengths > 0)).all():
+                raise NoDirection(f"{backbone.name}: gave NaN, infinity or zero for a face")
+            found.append(F.normalize(embeddings).cpu())
             indices.append(batch.indices)
     finally:
         backbone.train(was_training)
@@ -97,6 +105,7 @@ class HeldOutVerification:
             )
         self.source, self.far = source, far
         self.batch_size, self.workers, self.precision = batch_size, workers, precision
+        self.names = (f"held_out_tar_at_far_{far:g}", "held_out_eer")
 
     def __call__(self, backbone: Backbone) -> dict[str, float]:
         embeddings, indices = embed(
@@ -107,7 +116,5 @@ class HeldOutVerification:
             precision=self.precision,
         )
         genuine, impostor = pair_scores(embeddings.numpy(), self.source.labels[indices])
-        return {
-            f"held_out_tar_at_far_{self.far:g}": metrics.tar_at_far(genuine, impostor, self.far),
-            "held_out_eer": metrics.eer(genuine, impostor),
-        }
+        figures = (metrics.tar_at_far(genuine, impostor, self.far), metrics.eer(genuine, impostor))
+        return dict(zip(self.names, figures, strict=True))

@@ -41,7 +41,6 @@ FREE_KEYS = frozenset(
         "run.best_metric",
         "data.workers",
         "data.max_failures",
-        "data.in_memory",
     }
 )
 """Keys that may differ between a run and its resumption: they change no weight."""
@@ -87,6 +86,10 @@ class HeadSection(_Section):
         if self.name not in HEADS:
             raise ValueError(f"no head {self.name!r}{_suggest(self.name, HEADS)}")
         overrides = self.overrides
+        if "embedding_dim" in overrides:
+            raise ValueError("embedding_dim is the network's: write it into [backbone]")
+        if "num_classes" in overrides:
+            raise ValueError("num_classes is the number of people in the data; leave it out")
         if overrides.get("storage") == "sharded":  # needs ranks, which reading a file does not
             overrides["storage"] = "dense"
         try:
@@ -228,7 +231,8 @@ class DataSection(_Section):
     images_per_identity: int = Field(default=0, ge=0)
     """Of each identity in a batch (balanced sampling); 0: images as they come, shuffled."""
     in_memory: bool = False
-    """Decode every chip once and keep it: for small sets."""
+    """Decode and warp every chip once and keep it, unreadable ones left out: for small sets.
+    Augmentation then warps the kept pixels, not the stored ones."""
     workers: int = Field(default=2, ge=0)
     """Processes that prepare batches; any number gives the same batches."""
     max_failures: int | None = Field(default=None, ge=0)

@@ -5,7 +5,7 @@ Imports torch and the core.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from training.build import (
     build_schedule,
     head_of,
     precision_of,
+    preprocessing_of,
     set_class_weights,
     synchronise_statistics,
 )
@@ -55,7 +56,7 @@ START = "start.pt"
 
 @dataclass
 class Run:
-    """What the loop works with; ``source`` names images, the loader may read a copy."""
+    """What the loop works with; ``source`` is what the loader reads, a copy in memory or not."""
 
     recipe: Recipe
     source: FaceSource
@@ -90,8 +91,12 @@ def set_up(
             f"run.batch_size {recipe.run.batch_size} does not divide into {ranks.world} processes "
             f"x {recipe.run.accumulate} parts (run.accumulate)."
         )
-    data = describe_data(source)
     precision = precision_of(recipe.run.amp, ranks.device)
+    if evaluate is None and held_out is not None:
+        evaluate = HeldOutVerification(held_out, workers=recipe.data.workers, precision=precision)
+    _require_best_metric(recipe, evaluate, ranks)
+    source = _held(recipe, source)
+    data = describe_data(source)
     checkpoints = CheckpointFolder(run_dir / "checkpoints", recipe.run.keep_last)
     saved = _saved(checkpoints, recipe, data, ranks, resume)
     if ranks.main:
@@ -104,8 +109,7 @@ def set_up(
     resumed = saved is not None
     if saved is not None:
         training.restore(saved)
-    if evaluate is None and held_out is not None:
-        evaluate = HeldOutVerification(held_out, workers=recipe.data.workers, precision=precision)
+        _mark_best_again(checkpoints, training)
     teacher = None
     if recipe.start.distil:
         teacher = load_network(run_dir / START).to(ranks.device).requires_grad_(False)
@@ -114,6 +118,38 @@ def set_up(
     return Run(
         recipe, source, run_dir, ranks, checkpoints, training, stepper, schedule, evaluate, resumed
     )
+
+
+def require_metric(name: str, given: Iterable[str]) -> None:
+    """Raises ConfigError unless the evaluation gives a metric of that name."""
+    if name not in given:
+        raise ConfigError(
+            f"run.best_metric is {name!r}; the evaluation gives {', '.join(given) or 'nothing'}"
+        )
+
+
+def _require_best_metric(recipe: Recipe, evaluate: Evaluate | None, ranks: Ranks) -> None:
+    """Before the first step, of evaluations that know the names of their figures beforehand."""
+    names = ranks.from_main(getattr(evaluate, "names", None))
+    if names is not None and recipe.run.best_metric is not None:
+        require_metric(recipe.run.best_metric, names)
+
+
+def _mark_best_again(checkpoints: CheckpointFolder, training: Training) -> None:
+    """A process may have died between writing the best checkpoint and calling it best.pt."""
+    newest = checkpoints.newest()
+    best = training.best is not None and training.best["step"] == training.step
+    if best and newest is not None and training.ranks.main:
+        checkpoints.mark_best(newest)
+
+
+def _held(recipe: Recipe, source: FaceSource) -> FaceSource:
+    """``source``, or on demand its chips in memory: whom no photo is left of has no class then."""
+    if not recipe.data.in_memory:
+        return source
+    held = in_memory(source, preprocessing_of(recipe), max_failures=recipe.data.max_failures)
+    require_trainable(held)
+    return held
 
 
 def _saved(
@@ -160,8 +196,7 @@ def _training(
         ranks.barrier()
     if recipe.backbone.batch_norm == "synchronised":
         backbone = synchronise_statistics(backbone, ranks)
-    chips = in_memory(source, backbone.preprocessing) if recipe.data.in_memory else source
-    loader = build_loader(recipe, chips, backbone, ranks)
+    loader = build_loader(recipe, source, backbone, ranks)
     seed_all(recipe.run.seed, ranks.rank)
     return Training(
         recipe,

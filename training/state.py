@@ -38,8 +38,9 @@ _REASONS = 100
 class Training:
     """What the loop changes, and where it is in the data.
 
-    step: updates done. history: one entry an evaluation. best: the entry of the best. data: what
-    identifies the data (:func:`describe_data`). pending: the sum of the losses since the last
+    step: updates done. history: one entry an evaluation. best: the entry of the best.
+    evaluation_due: the one of this step is to come. data: what identifies the data
+    (:func:`describe_data`). pending: the sum of the losses since the last
     log line, and how many they are.
     """
 
@@ -55,6 +56,7 @@ class Training:
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    evaluation_due: bool = False
     pending: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
     def evaluated(self) -> Backbone:
@@ -100,6 +102,7 @@ class Training:
             "pending": list(self.pending),
             "history": self.history,
             "best": self.best,
+            "evaluation_due": self.evaluation_due,
             "metrics": self.history[-1]["metrics"] if self.history else {},
         }
 
@@ -118,6 +121,7 @@ class Training:
         self.loader.load_state_dict(state["position"])
         self.step = state["step"]
         self.history, self.best = list(state["history"]), state["best"]
+        self.evaluation_due = state.get("evaluation_due", False)  # absent: they came first once
         self.pending = list(state["pending"])
         self._restore_rows(state)
         if state["world"] == self.ranks.world:

@@ -8,6 +8,7 @@ what stays behind in :mod:`training.logs`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from contextlib import nullcontext
@@ -17,21 +18,24 @@ from typing import Any
 
 import torch
 
-from facerec.errors import ConfigError, ModelError
+from facerec.errors import ModelError
 from training.checkpoint import undisturbed_randomness
 from training.data import Batch, FaceSource
 from training.diagnosis import diagnose
 from training.distributed import joined_ranks
+from training.heldout import NoDirection
 from training.interruption import Interruption, leave
 from training.logs import Display, RunLog, write_json
 from training.recipe import Recipe
-from training.setup import START, Evaluate, Run, set_up
+from training.setup import START, Evaluate, Run, require_metric, set_up
 from training.state import Training, left_out_line
 from training.step import Diverged, Figures
 
 __all__ = ["START", "Evaluate", "TrainResult", "train"]
 
 _REMEMBERED = 20
+Recent = deque[dict[str, Any]]
+"""The last lines of the log."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,11 @@ def _loop(run: Run, show: bool) -> tuple[int, int]:
         if run.source.failures:
             display.say(left_out_line(run.source))
         if not run.resumed:
-            best = bool(recipe.start.given) and _evaluate(run, log, display)
-            _save(run, best)
-        recent: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED)
+            training.evaluation_due = recipe.start.given and run.evaluate is not None
+            _save(run)
+        recent: Recent = deque(maxlen=_REMEMBERED)
+        if training.evaluation_due:  # of the start, or one that did not come to its end
+            _evaluate(run, log, display, None, recent)
         clock, images = time.monotonic(), 0
         batches = iter(training.loader)
         while training.step < total:
@@ -129,7 +135,7 @@ def _loop(run: Run, show: bool) -> tuple[int, int]:
                 figures = stepper.gradients(batch, interruption.counts)
                 stepper.update(figures)
             except Diverged as exc:
-                raise _diagnosis(run, exc, optim.lr * factor, batch, list(recent)) from exc
+                raise _diagnosis(run, exc, training.step + 1, batch, recent) from exc
             training.step += 1
             training.pending[0] += figures.loss
             training.pending[1] += 1
@@ -150,18 +156,17 @@ def _loop(run: Run, show: bool) -> tuple[int, int]:
                     log.step(values)
                 clock, images, training.pending = now, 0, [0.0, 0.0]
 
-            # 5. An evaluation.
-            best = False
+            # 5. A checkpoint, and after it an evaluation: that may fail, and the epoch is kept.
             on_schedule = every.evaluate_every and training.loader.epoch % every.evaluate_every == 0
-            if finished or (epoch_ended and on_schedule):
-                best = _evaluate(run, log, display)
-
-            # 6. A checkpoint.
+            wanted = finished or (epoch_ended and on_schedule)
+            training.evaluation_due = bool(wanted) and run.evaluate is not None
             due = every.checkpoint_every and training.step % every.checkpoint_every == 0
             if finished or epoch_ended or due or any(signals):
                 if log is not None:
                     log.flush()
-                _save(run, best)
+                _save(run)
+                if training.evaluation_due:
+                    _evaluate(run, log, display, batch, recent)
                 clock = time.monotonic() if images == 0 else clock
             if any(signals):
                 display.say(f"stopped after step {training.step:,}; the same command resumes")
@@ -171,46 +176,75 @@ def _loop(run: Run, show: bool) -> tuple[int, int]:
     return signals
 
 
-def _evaluate(run: Run, log: RunLog | None, display: Display) -> bool:
-    """Evaluate on rank 0 and note it; whether this is the best so far."""
+def _evaluate(
+    run: Run, log: RunLog | None, display: Display, batch: Batch | None, recent: Recent
+) -> None:
+    """Evaluate, note it, and write the outcome into the step's checkpoint.
+
+    batch, recent: for the diagnosis of a run whose network has nothing to say any more.
+    """
+    training = run.training
     if run.evaluate is None:
-        return False
-    training, values = run.training, None
-    if run.ranks.main:
-        backbone = training.evaluated()
-        was_training = backbone.training
-        with undisturbed_randomness(run.ranks.device), torch.no_grad():
-            values = {k: float(v) for k, v in run.evaluate(backbone.eval()).items()}
-        backbone.train(was_training)
-    values = run.ranks.from_main(values)
+        return
+    try:
+        values = _figures(run)
+    except Diverged as exc:
+        if training.step == 0:
+            raise  # the network that the run starts from; nothing was trained yet
+        if run.ranks.main:
+            run.checkpoints.drop(training.step)
+        run.ranks.barrier()
+        raise _diagnosis(run, exc, training.step, batch, recent) from exc
     name = run.recipe.run.best_metric or next(iter(values), "")
-    if name not in values:
-        raise ConfigError(
-            f"run.best_metric is {name!r}; the evaluation gives {', '.join(values) or 'nothing'}"
-        )
+    require_metric(name, values)
     entry = {"step": training.step, "epoch": training.loader.epoch, "metrics": values}
     training.history = [*training.history, entry]
-    best = training.best is None or values[name] > training.best["metrics"][name]
+    known = training.best["metrics"].get(name, -math.inf) if training.best else -math.inf
+    best = training.best is None or values[name] > known
     if best:
         training.best = {**entry, "metric": name}
+    training.evaluation_due = False
     if log is not None:
         log.metrics(training.step, values)
+        log.flush()
     figures = ", ".join(f"{key} {value:.4f}" for key, value in values.items())
     display.say(f"epoch {training.loader.epoch}, step {training.step:,}: {figures}")
-    return best
+    _save(run, best)
 
 
-def _save(run: Run, best: bool) -> None:
+def _figures(run: Run) -> dict[str, float]:
+    """What the evaluation on rank 0 says; Diverged, on all ranks alike, where it cannot."""
+    values, reason = None, None
+    if run.ranks.main:
+        assert run.evaluate is not None
+        backbone = run.training.evaluated()
+        was_training = backbone.training
+        try:
+            with undisturbed_randomness(run.ranks.device), torch.no_grad():
+                values = {k: float(v) for k, v in run.evaluate(backbone.eval()).items()}
+        except NoDirection as exc:
+            reason = str(exc)
+        backbone.train(was_training)
+    values, reason = run.ranks.from_main((values, reason))
+    if reason is not None:
+        raise Diverged(reason)
+    found: dict[str, float] = values
+    return found
+
+
+def _save(run: Run, best: bool = False) -> None:
     """Checkpoint and metrics.json, by rank 0; the others wait, so that none is ahead of it."""
-    content = run.training.content()
+    training = run.training
+    content = training.content()
     if content is not None:
-        run.checkpoints.save(content, best=best)
+        # Until a network was evaluated, the last one that could be stays.
+        run.checkpoints.save(content, best=best, drop_old=not training.evaluation_due)
         summary = {
-            "finished": run.training.step == run.total_steps,
-            "step": run.training.step,
+            "finished": training.step == run.total_steps and not training.evaluation_due,
+            "step": training.step,
             "total_steps": run.total_steps,
-            "best": run.training.best,
-            "history": run.training.history,
+            "best": training.best,
+            "history": training.history,
         }
         write_json(run.run_dir / "metrics.json", summary)
     run.ranks.barrier()
@@ -235,18 +269,18 @@ def _line(
 
 
 def _diagnosis(
-    run: Run, exc: Diverged, learning_rate: float, batch: Batch, recent: list[dict[str, Any]]
+    run: Run, exc: Diverged, step: int, batch: Batch | None, recent: Recent
 ) -> ModelError:
     return diagnose(
         str(exc),
         run_dir=run.run_dir,
         rank=run.ranks.rank,
-        step=run.training.step + 1,
-        learning_rate=learning_rate,
+        step=step,
+        learning_rate=run.recipe.optim.lr * run.schedule.factor(step - 1),
         batch=batch,
         norms=run.stepper.norms,
         source=run.source,
-        recent=recent,
+        recent=list(recent),
         checkpoint=run.checkpoints.newest(),
     )
 

@@ -29,7 +29,7 @@ from training.backbones import Backbone, Preprocessing
 from training.checkpoint import CheckpointFolder, backbone_from_checkpoint
 from training.distributed import choose_device
 from training.evaluation.results import ModelDescription
-from training.heldout import autocast
+from training.heldout import NoDirection, autocast
 
 _BATCH = 128
 
@@ -72,10 +72,10 @@ class Model(ABC):
 
 
 def unit_length(features: FloatArray, name: str) -> FloatArray:
-    """Rows of (n, d) divided by their length. Raises ModelError where that cannot be."""
+    """Rows of (n, d) divided by their length. Raises NoDirection where that cannot be."""
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or not (norms > 0).all():
-        raise ModelError(f"{name}: gave NaN, infinity or zero for a face")
+        raise NoDirection(f"{name}: gave NaN, infinity or zero for a face")
     unit: FloatArray = features / norms
     return unit
 
