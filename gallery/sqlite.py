@@ -262,7 +262,13 @@ def check_file(db: Path) -> None:
 
 
 def readable_mode(db: Path) -> Mode:
-    """How ``db`` can be opened without changing it, for a first look or a read-only disk."""
+    """How ``db`` can be opened without changing it, for a first look or a read-only disk.
+
+    Where a process was killed while it changed the mode, the change is undone first.
+    """
+    journal = db.with_name(db.name + "-journal")
+    if _holds_bytes(journal) and is_writable(db):
+        _roll_back(db)
     engine = connect(db, "ro")
     try:
         with engine.connect() as connection:
@@ -271,9 +277,26 @@ def readable_mode(db: Path) -> Mode:
     except DBAPIError as exc:
         log = db.with_name(db.name + "-wal")
         cannot_lock = any(word in str(exc.orig) for word in ("unable to open", "readonly"))
-        if cannot_lock and (not log.exists() or log.stat().st_size == 0):
+        if cannot_lock and not _holds_bytes(log) and not _holds_bytes(journal):
             return "immutable"
         raise _explained(db, exc) from exc
+    finally:
+        engine.dispose()
+
+
+def _holds_bytes(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _roll_back(db: Path) -> None:
+    """As SQLite does by itself for whoever may write."""
+    engine = connect(db, "rw")
+    try:
+        with translated(db), engine.connect() as connection:
+            connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one()
     finally:
         engine.dispose()
 

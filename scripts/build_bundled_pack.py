@@ -203,7 +203,8 @@ def int16_per_channel(
     others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
     scale = (np.abs(weight).max(axis=others, keepdims=True) / 32767).astype(np.float32)
     scale[scale == 0] = 1  # a channel of zeros stays one
-    return np.rint(weight / scale).astype(np.int16), scale
+    # Of weights near float32's smallest number, the scale is rounded so far that one overflows.
+    return np.clip(np.rint(weight / scale), -32767, 32767).astype(np.int16), scale
 
 
 def build_detector(source: onnx.ModelProto) -> onnx.ModelProto:

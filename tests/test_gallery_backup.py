@@ -270,6 +270,30 @@ def test_a_restore_that_fails_leaves_a_damaged_gallery_its_log(gallery_folder, b
     assert db.read_bytes() == b"nonsense" * 99
 
 
+UNFINISHED = """
+import os, signal, sqlite3, sys
+raw = sqlite3.connect(sys.argv[1], isolation_level=None)
+raw.execute("PRAGMA journal_mode = DELETE")
+raw.execute("PRAGMA cache_size = 1")
+raw.execute("BEGIN")
+raw.execute("CREATE TABLE half AS SELECT * FROM crops, crops AS others, crops AS more")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@posix_only
+def test_a_change_of_mode_that_was_killed_is_undone(gallery_folder, model) -> None:
+    """A restore changes it; its journal made the gallery one that can only be read."""
+    db = gallery_folder / DB_NAME
+    subprocess.run([sys.executable, "-c", UNFINISHED, str(db)], check=False)
+    assert (gallery_folder / f"{DB_NAME}-journal").stat().st_size
+    with open_gallery(gallery_folder) as gallery:
+        assert not (gallery_folder / f"{DB_NAME}-journal").exists()
+        assert rows(db) == rows(model[0] / DB_NAME)
+        gallery.enroll("late", [template(unit(1), "late")])
+        gallery.check()
+
+
 def test_a_backup_that_may_only_be_read_becomes_a_gallery_that_may_be_written(
     backup, tmp_path
 ) -> None:
