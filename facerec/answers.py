@@ -100,7 +100,9 @@ def enrolment_lines(result: EnrolResult) -> list[str]:
     for source, reasons in result.rejected.items():
         said = " ".join(f"{r.reason} [{r.code}]" for r in reasons)
         lines.append(f"  refused    {source}: {said}")
-    lines += [f"  failed     {f.reason}" for f in result.failed]
+    for f in result.failed:
+        reason = f.reason.removeprefix("the image: ").removeprefix(f"{f.source}: ")
+        lines.append(f"  failed     {f.source}: {reason}")
     if result.identity is None:
         lines.append("Nobody was enrolled.")
     else:

@@ -44,6 +44,8 @@ from facerec.pairs import genuine_subjects, pair_scores, top_impostors
 from facerec.pipeline import Pipeline
 from facerec.types import FloatArray, ThresholdTable
 
+LFW_VIEW_2 = "LFW View 2"
+"""What a report calls the data of that protocol."""
 _SEED = 2007
 """Of the bootstrap: the same scores give the same intervals."""
 _MAX_FAR = 1e-2
@@ -175,7 +177,7 @@ def evaluate_lfw(
         embedded.found,
         pack=pipeline.pack.name,
         contract_id=pipeline.contract.contract_id,
-        data="LFW View 2" if protocol.is_lfw_view_2 else f"{folder.resolve().name} (LFW layout)",
+        data=LFW_VIEW_2 if protocol.is_lfw_view_2 else f"{folder.resolve().name} (LFW layout)",
         seconds=embedded.seconds,
     )
 

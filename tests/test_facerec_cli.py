@@ -298,6 +298,49 @@ def test_identify_goes_on_after_a_photo_that_fails(run, astronaut_path, tmp_path
     assert done.json[1]["faces"][0]["name"] == "Eileen"
 
 
+def test_pictures_are_never_drawn_over_photos_nor_two_to_one_file(run, astronaut_path, tmp_path):
+    run("enroll", "Eileen", astronaut_path)
+    photos = [tmp_path / name for name in ("x.png", "x.jpg", "x-2.png", "deep/x.png")]
+    (tmp_path / "deep").mkdir()
+    for photo in photos:
+        shutil.copy(astronaut_path, photo)
+    before = [photo.read_bytes() for photo in photos]
+    assert run("identify", *photos, "--draw", tmp_path).code == 0
+    assert [photo.read_bytes() for photo in photos] == before
+    pictures = set(tmp_path.glob("*.png")) - set(photos)
+    assert {p.name for p in pictures} == {"x-3.png", "x-4.png", "x-2-2.png", "x-5.png"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX paths")
+def test_a_photo_whose_name_is_no_utf_8_is_one_of_many(
+    astronaut_path, group_photo_path, tmp_path, monkeypatch
+):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(astronaut_path, odd)
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
+    assert in_a_process("enroll", "Eileen", odd).returncode == 0
+    found = in_a_process("identify", odd, group_photo_path)
+    assert found.returncode == 0, found.stderr
+    assert "udce9" in found.stdout and "6 faces" in found.stdout
+    told = in_a_process("identify", odd, group_photo_path, "--json")
+    assert len(json.loads(told.stdout)) == 2
+
+
+def test_of_photos_that_fail_the_names_are_said(run, astronaut_path, tmp_path):
+    cut, blank = tmp_path / "cut.png", tmp_path / "blank.png"
+    cut.write_bytes(astronaut_path.read_bytes()[:-9000])
+    blank.write_bytes(to_jpeg(np.full((99, 99, 3), 90, np.uint8)))
+    said = run("enroll", "Eileen", astronaut_path, cut, blank).out
+    assert f"failed     {cut}: " in said and f"failed     {blank}: " in said
+
+
+def test_a_folder_of_a_person_s_name_is_no_photo(run, astronaut_path, tmp_path, monkeypatch):
+    run("enroll", "Eileen", astronaut_path)
+    (tmp_path / "Eileen").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run("verify", astronaut_path, "Eileen").code == 0
+
+
 def test_draw_never_writes_over_the_photo(run, astronaut_path, tmp_path):
     photo = tmp_path / "photo.png"
     shutil.copy(astronaut_path, photo)

@@ -10,6 +10,7 @@ contract; 130 interrupted. With ``--json`` errors are JSON too, on standard outp
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated, NoReturn
 
@@ -56,6 +57,9 @@ app.command()(care.demo)
 
 def main() -> NoReturn:
     """Run the command line; every error leaves as a sentence and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
     except FacerecError as exc:

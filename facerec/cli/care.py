@@ -53,7 +53,7 @@ def evaluate_lfw_command(
 
     Example: facerec evaluate lfw lfw/ --roc roc.png
     """
-    from facerec.evaluation import evaluate_lfw
+    from facerec.evaluation import LFW_VIEW_2, evaluate_lfw
     from facerec.reporting import format_table, write_thresholds
     from gallery.opening import load_pipeline
 
@@ -73,7 +73,8 @@ def evaluate_lfw_command(
     if write:
         if report.thresholds is None:
             raise ConfigError(f"{folder}: too few pairs to measure two thresholds; nothing written")
-        write_thresholds(pipeline.pack.folder, report.thresholds, lfw_accuracy=report.accuracy.mean)
+        accuracy = report.accuracy.mean if report.data == LFW_VIEW_2 else None
+        write_thresholds(pipeline.pack.folder, report.thresholds, lfw_accuracy=accuracy)
         if not json:
             print(f"Thresholds written to {pipeline.pack.folder / 'pack.toml'}.")
 

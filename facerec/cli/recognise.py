@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -223,9 +224,12 @@ def _draw_targets(photos: list[Path], draw: Path | None) -> list[Path | None]:
     with writing_to(draw):
         draw.mkdir(parents=True, exist_ok=True)
     targets: list[Path | None] = []
-    for i, photo in enumerate(photos):
-        target = draw / f"{photo.stem}.png"
-        targets.append(draw / f"{photo.stem}-{i + 1}.png" if target in targets else target)
+    taken = {os.path.realpath(photo) for photo in photos}
+    for photo in photos:
+        names = (f"{photo.stem}{f'-{n}' if n > 1 else ''}.png" for n in count(1))
+        target = next(t for t in map(draw.joinpath, names) if os.path.realpath(t) not in taken)
+        taken.add(os.path.realpath(target))
+        targets.append(target)
     return targets
 
 
@@ -250,7 +254,8 @@ def verify(
 
     settings = settings_for(gallery=gallery, pack=pack, device=device, fmr=fmr)
     rates = _rates(settings, fmr, None, threshold)
-    if os.path.exists(b) or not gallery_exists(settings):  # noqa: PTH110, never raises
+    # A folder of the person's name, as in a collection, is no photo.
+    if os.path.isfile(b) or not gallery_exists(settings):  # noqa: PTH113, never raises
         from gallery.opening import load_pipeline
 
         pipeline = load_pipeline(settings)
