@@ -26,7 +26,7 @@ from sqlalchemy import Connection, func, select
 
 from facerec.errors import GalleryError, StoreCorrupt
 from gallery import indexfile, sqlite
-from gallery.folder import permit_creation
+from gallery.folder import lies_below, permit_creation
 from gallery.interruptible import run_with_ticks
 from gallery.location import Location
 from gallery.records import ReadTransaction
@@ -224,7 +224,7 @@ class _Meter:
 
 
 def _refuse_target(gallery: Path, path: Path, overwrite: bool) -> None:
-    if Path(os.path.realpath(gallery)) in Path(os.path.realpath(path)).parents:
+    if lies_below(path, gallery):
         raise GalleryError(
             f"{path}: lies in the gallery's own folder, and would be lost with it. Write the "
             "backup to another folder, better to another disk."

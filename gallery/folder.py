@@ -1,7 +1,8 @@
-"""Whether a gallery may be made at a place. Imports the core and sqlite's names."""
+"""Where a gallery may be made, and what lies in it. Imports the core and sqlite's names."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from facerec.errors import GalleryError
@@ -37,6 +38,11 @@ def permit_creation(
         require_empty(folder)
         _make_folder(folder)
     return contract
+
+
+def lies_below(path: Path, folder: Path) -> bool:
+    """Whether ``path`` is somewhere in ``folder``, links followed; loops of links are no error."""
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
 
 def require_empty(folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from facerec.errors import ContractMismatch, GalleryError, IdentityExists
 from gallery.archive import Export, ExportedPerson, ExportManifest, open_export, write_export
+from gallery.folder import lies_below
 from gallery.gallery import Gallery
 from gallery.location import Location
 from gallery.records import WriteTransaction
@@ -47,8 +48,7 @@ def export_gallery(gallery: Gallery, path: Path, *, overwrite: bool = False) -> 
     (unless ``overwrite``), lies in the gallery's own folder, or cannot be written.
     """
     try:
-        target = Path(os.path.realpath(path))
-        if gallery.location.folder and Path(os.path.realpath(gallery.folder)) in target.parents:
+        if gallery.location.folder and lies_below(path, gallery.folder):
             raise GalleryError(
                 f"{path}: lies in the gallery's own folder, where a removed person must leave "
                 "nothing. Export to another folder."

@@ -137,7 +137,7 @@ def search_key(text: str) -> str:
 
     Bytes that are no UTF-8 are in no name.
     """
-    text = text.encode("utf-8", "replace").decode("utf-8")
+    text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
